@@ -1,0 +1,51 @@
+// Errors a user can act on: every one says where, what was found, and what to do.
+// Thrown anywhere, caught in main alone; the code is what the process exits with on every rank.
+#pragma once
+
+#include <fmt/core.h>
+
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace utrain {
+
+enum class ExitCode : int {
+  done = 0,
+  usage = 2,          // command line, input.toml, missing path, not available, does not fit
+  bad_file = 3,       // an existing file that is unreadable, malformed, inconsistent or unsupported
+  diverged = 4,       // three steps in a row with non-finite numbers
+  no_checkpoint = 5,  // a named checkpoint is missing, or all are damaged
+  internal = 70,      // hang, CUDA, NCCL or a mistake of ours
+  disagree = 71,      // ranks or builds differ
+  io = 74,            // a write or read failed on the way
+  stopped = 75,       // stopped early, checkpoint saved
+};
+
+// what() is "WHERE: WHAT; WHAT TO DO", one line for each problem.
+class Error : public std::runtime_error {
+ public:
+  Error(ExitCode code, const std::string& lines) : std::runtime_error(lines), code_(code) {}
+  ExitCode code() const { return code_; }
+
+ private:
+  ExitCode code_;
+};
+
+[[noreturn]] inline void fail(ExitCode code, std::string_view where, std::string_view what,
+                              std::string_view remedy) {
+  throw Error(code, fmt::format("{}: {}; {}", where, what, remedy));
+}
+
+[[noreturn]] inline void fail_assert(const char* file, int line, const char* condition) {
+  fail(ExitCode::internal, fmt::format("{}:{}", file, line),
+       fmt::format("internal check failed: {}", condition),
+       "this is a fault of utrain: please report it with the input that led here");
+}
+
+}  // namespace utrain
+
+// For our own mistakes, never for user input. Always on: it guards sizes, not inner loops.
+#define ASSERT(condition) \
+  ((condition) ? (void)0 : ::utrain::fail_assert(__FILE__, __LINE__, #condition))
