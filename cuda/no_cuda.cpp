@@ -3,8 +3,12 @@
 
 namespace utrain {
 
-bool cuda_is_built() { return false; }
+bool cuda_is_built() {
+  return false;
+}
 
-std::string cuda_versions() { return "none (built without CUDA)"; }
+std::string cuda_versions() {
+  return "none (built without CUDA)";
+}
 
 }  // namespace utrain

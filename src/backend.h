@@ -1,11 +1,12 @@
-// THE CONTRACT: every numeric operation of utrain. The model is written once, on this class alone; cpu/ and cuda/
-// implement it, one file per operation, same base name.
+// THE CONTRACT: every numeric operation of utrain. The model is written once, on this class alone;
+// cpu/ and cuda/ implement it, one file per operation, same base name.
 //
-// Letters: N rows (tokens) of a pass, C hidden, F feed-forward, V vocabulary, Hq/Hkv heads, D head dimension, r LoRA rank,
-// M rows that have a target. Every Tensor has a row stride (ld). "T" is the compute type of the activations.
-// Contract of all operations: outputs come first and are overwritten (=) unless the line says +=;
-// frozen weights get no gradient; reductions accumulate in float32 or wider and in a fixed order, so that equal
-// calls give equal bits. Views passed to one call do not overlap unless the line says "in place".
+// Letters: N rows (tokens) of a pass, C hidden, F feed-forward, V vocabulary, Hq/Hkv heads, D head
+// dimension, r LoRA rank, M rows that have a target. Every Tensor has a row stride (ld). "T" is the
+// compute type of the activations. Contract of all operations: outputs come first and are
+// overwritten (=) unless the line says +=; frozen weights get no gradient; reductions accumulate in
+// float32 or wider and in a fixed order, so that equal calls give equal bits. Views passed to one
+// call do not overlap unless the line says "in place".
 #pragma once
 
 #include <cstdint>
@@ -17,22 +18,22 @@
 
 namespace utrain {
 
-// One pass of a rank as the kernels see it; device memory. Rows past the last document are padding: each is a
-// document of its own, has no target, and is never counted.
+// One pass of a rank as the kernels see it; device memory. Rows past the last document are padding:
+// each is a document of its own, has no target, and is never counted.
 struct TokenBatch {
-  int64_t n_rows = 0;                  // N
-  const int32_t* tokens = nullptr;     // [N]
-  const int32_t* positions = nullptr;  // [N] restart at 0 in each document
-  const int32_t* begin = nullptr;      // [N] first row of the row's document
-  const int32_t* end = nullptr;        // [N] one past its last row
-  const int32_t* documents = nullptr;  // [N] index in the data set: keys the dropout masks
-  int64_t n_targets = 0;               // M
+  int64_t n_rows = 0;                    // N
+  const int32_t* tokens = nullptr;       // [N]
+  const int32_t* positions = nullptr;    // [N] restart at 0 in each document
+  const int32_t* begin = nullptr;        // [N] first row of the row's document
+  const int32_t* end = nullptr;          // [N] one past its last row
+  const int32_t* documents = nullptr;    // [N] index in the data set: keys the dropout masks
+  int64_t n_targets = 0;                 // M
   const int32_t* target_rows = nullptr;  // [M] ascending
   const int32_t* targets = nullptr;      // [M] the token that row must predict
 };
 
-// Inverted dropout of x before A, as PEFT. The mask is a function of (seed, epoch, document, position, site, column)
-// alone: core/random.h.
+// Inverted dropout of x before A, as PEFT. The mask is a function of (seed, epoch, document,
+// position, site, column) alone: core/random.h.
 struct Dropout {
   float p = 0.0f;
   uint64_t seed = 0;
@@ -48,14 +49,15 @@ struct LoraAdapter {
   Tensor dA, dB;      // their gradients, float32 (T where T is wider); empty in evaluation
 };
 
-// A group of projections that share their input (q|k|v, o, gate|up, down) as one frozen matrix with its adapters:
-// y = x W' + bias + scaling * drop(x) A' B'.                                       Hu et al. 2021, arXiv:2106.09685
+// A group of projections that share their input (q|k|v, o, gate|up, down) as one frozen matrix with
+// its adapters: y = x W' + bias + scaling * drop(x) A' B'.                                       Hu
+// et al. 2021, arXiv:2106.09685
 struct Linear {
-  Tensor W;                                // [out, in] T, frozen
-  Tensor bias;                             // [1, out] T, or empty
-  std::span<const LoraAdapter> adapters;   // ascending row_begin
+  Tensor W;                               // [out, in] T, frozen
+  Tensor bias;                            // [1, out] T, or empty
+  std::span<const LoraAdapter> adapters;  // ascending row_begin
   int64_t r = 0;
-  float scaling = 0.0f;                    // alpha / r, or alpha / sqrt(r)
+  float scaling = 0.0f;  // alpha / r, or alpha / sqrt(r)
 };
 
 // What a Linear needs besides its operands.
@@ -82,57 +84,70 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
-  virtual DType dtype() const = 0;            // T
-  virtual DType trainable_dtype() const = 0;  // of adapters, gradients and optimizer state: float32, or T where wider
-  virtual DType loss_dtype() const = 0;       // of loss sums: float64, or T where wider
+  virtual DType dtype() const = 0;  // T
+  virtual DType trainable_dtype()
+      const = 0;  // of adapters, gradients and optimizer state: float32, or T where wider
+  virtual DType loss_dtype() const = 0;  // of loss sums: float64, or T where wider
 
   // Memory. The arena takes all of it in one call; a backend frees what it gave when it ends.
-  virtual void* allocate(int64_t bytes) = 0;                                 // 256-byte aligned
+  virtual void* allocate(int64_t bytes) = 0;  // 256-byte aligned
   virtual void upload(void* device, const void* host, int64_t bytes) = 0;
-  virtual void download(void* host, const void* device, int64_t bytes) = 0;  // waits for what was launched before
-  virtual void zero(const Tensor& x) = 0;                                    // x = 0
-  virtual void convert(const Tensor& y, const Tensor& x) = 0;                // y = x in y's dtype, same shape
+  virtual void download(void* host, const void* device,
+                        int64_t bytes) = 0;                    // waits for what was launched before
+  virtual void zero(const Tensor& x) = 0;                      // x = 0
+  virtual void convert(const Tensor& y, const Tensor& x) = 0;  // y = x in y's dtype, same shape
 
   // x [N, C] = table[tokens]; table [V, C]
   virtual void embedding_forward(const Tensor& x, const Tensor& table, const TokenBatch& batch) = 0;
 
-  // y = x * rstd * weight over groups of columns: x, y [N, G*K], rstd [N, G], weight [1, K]. G = 1 but for the head
-  // norms of Qwen3. rstd = 1 / sqrt(mean(x^2) + eps), kept in trainable_dtype. y may be x (in place).
-  virtual void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& weight,
-                               double eps) = 0;
+  // y = x * rstd * weight over groups of columns: x, y [N, G*K], rstd [N, G], weight [1, K]. G = 1
+  // but for the head norms of Qwen3. rstd = 1 / sqrt(mean(x^2) + eps), kept in trainable_dtype. y
+  // may be x (in place).
+  virtual void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x,
+                               const Tensor& weight, double eps) = 0;
   // h = x + branch, then y = rmsnorm(h). h may be x (in place).
-  virtual void residual_rmsnorm_forward(const Tensor& h, const Tensor& y, const Tensor& rstd, const Tensor& x,
-                                        const Tensor& branch, const Tensor& weight, double eps) = 0;
-  // dx = beta * dx + J' dy: beta = 1 adds to the residual stream's gradient, beta = 0 overwrites. dx may be dy if beta = 0.
-  virtual void rmsnorm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& rstd,
-                                const Tensor& weight, float beta) = 0;
-  // h = x + branch [N, C]; h may be x. The last step of a block that is run again in the backward pass.
+  virtual void residual_rmsnorm_forward(const Tensor& h, const Tensor& y, const Tensor& rstd,
+                                        const Tensor& x, const Tensor& branch, const Tensor& weight,
+                                        double eps) = 0;
+  // dx = beta * dx + J' dy: beta = 1 adds to the residual stream's gradient, beta = 0 overwrites.
+  // dx may be dy if beta = 0.
+  virtual void rmsnorm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x,
+                                const Tensor& rstd, const Tensor& weight, float beta) = 0;
+  // h = x + branch [N, C]; h may be x. The last step of a block that is run again in the backward
+  // pass.
   virtual void residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch) = 0;
 
-  // In place on x [N, H*D], any number of heads: pairs (i, i + D/2) turned by the angle of the row's position.
-  // cos_sin [positions, D] float32: D/2 cosines, then D/2 sines.
-  virtual void rope_forward(const Tensor& x, const Tensor& cos_sin, int64_t D, const TokenBatch& batch) = 0;
-  virtual void rope_backward(const Tensor& dx, const Tensor& cos_sin, int64_t D, const TokenBatch& batch) = 0;
+  // In place on x [N, H*D], any number of heads: pairs (i, i + D/2) turned by the angle of the
+  // row's position. cos_sin [positions, D] float32: D/2 cosines, then D/2 sines.
+  virtual void rope_forward(const Tensor& x, const Tensor& cos_sin, int64_t D,
+                            const TokenBatch& batch) = 0;
+  virtual void rope_backward(const Tensor& dx, const Tensor& cos_sin, int64_t D,
+                             const TokenBatch& batch) = 0;
 
-  // Causal attention inside each document. q, out [N, Hq*D]; k, v [N, Hkv*D]; lse [N, Hq] in trainable_dtype.
-  virtual void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                                 const TokenBatch& batch, const AttentionShape& shape) = 0;
-  // dqkv [N, (Hq + 2 Hkv) * D] = the gradients of q|k|v; qkv likewise. delta [N, Hq] scratch in trainable_dtype.
-  virtual void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& dout, const Tensor& out,
-                                  const Tensor& lse, const Tensor& qkv, const TokenBatch& batch,
-                                  const AttentionShape& shape) = 0;
+  // Causal attention inside each document. q, out [N, Hq*D]; k, v [N, Hkv*D]; lse [N, Hq] in
+  // trainable_dtype.
+  virtual void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q,
+                                 const Tensor& k, const Tensor& v, const TokenBatch& batch,
+                                 const AttentionShape& shape) = 0;
+  // dqkv [N, (Hq + 2 Hkv) * D] = the gradients of q|k|v; qkv likewise. delta [N, Hq] scratch in
+  // trainable_dtype.
+  virtual void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& dout,
+                                  const Tensor& out, const Tensor& lse, const Tensor& qkv,
+                                  const TokenBatch& batch, const AttentionShape& shape) = 0;
 
   // act [N, F] = silu(gate) * up; gate_up [N, 2F], gate first
   virtual void swiglu_forward(const Tensor& act, const Tensor& gate_up) = 0;
   // dgate_up [N, 2F]; may be gate_up (in place)
-  virtual void swiglu_backward(const Tensor& dgate_up, const Tensor& dact, const Tensor& gate_up) = 0;
+  virtual void swiglu_backward(const Tensor& dgate_up, const Tensor& dact,
+                               const Tensor& gate_up) = 0;
 
   // y [N, out] = linear(x [N, in]); xa [N, adapters * r] = drop(x) A', kept for the backward pass
-  virtual void linear_forward(const Tensor& y, const Tensor& xa, const Tensor& x, const Linear& linear,
-                              const LinearContext& context) = 0;
+  virtual void linear_forward(const Tensor& y, const Tensor& xa, const Tensor& x,
+                              const Linear& linear, const LinearContext& context) = 0;
   // dx [N, in] = the gradient of x, nothing where dx is empty; dA, dB += of every adapter
-  virtual void linear_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& xa,
-                               const Linear& linear, const LinearContext& context) = 0;
+  virtual void linear_backward(const Tensor& dx, const Tensor& dy, const Tensor& x,
+                               const Tensor& xa, const Linear& linear,
+                               const LinearContext& context) = 0;
 
   // loss [1, 1] (loss_dtype) += sum over the M targets of the cross entropy of softmax(x[row] W');
   // dx [N, C] = dloss * its gradient, 0 on rows without a target; nothing where dx is empty.
@@ -140,14 +155,18 @@ class Backend {
   virtual void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& W,
                              const TokenBatch& batch, double dloss, const Tensor& logits) = 0;
 
-  // block_sums [n / 1024] (loss_dtype) = sums of squares of blocks of 1024 elements of x [1, n], n % 1024 == 0
+  // block_sums [n / 1024] (loss_dtype) = sums of squares of blocks of 1024 elements of x [1, n], n
+  // % 1024 == 0
   virtual void sum_of_squares(const Tensor& block_sums, const Tensor& x) = 0;
-  // torch's AdamW on flat buffers [1, n] in trainable_dtype: p, m, v updated in place from g * grad_scale
-  virtual void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g, const AdamW& options) = 0;
+  // torch's AdamW on flat buffers [1, n] in trainable_dtype: p, m, v updated in place from g *
+  // grad_scale
+  virtual void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
+                            const AdamW& options) = 0;
 };
 
-std::unique_ptr<Backend> make_cpu_backend(DType dtype);  // f32: the CPU backend; f64, c128: the oracles
-bool cuda_is_built();                                    // false: this binary was made without CUDA
-std::string cuda_versions();                             // for --version: toolkit and NCCL, or why there are none
+std::unique_ptr<Backend> make_cpu_backend(
+    DType dtype);             // f32: the CPU backend; f64, c128: the oracles
+bool cuda_is_built();         // false: this binary was made without CUDA
+std::string cuda_versions();  // for --version: toolkit and NCCL, or why there are none
 
 }  // namespace utrain

@@ -1,4 +1,5 @@
-// Number types of tensors. f64 and c128 exist for the oracles: the whole model runs in them on the CPU.
+// Number types of tensors. f64 and c128 exist for the oracles: the whole model runs in them on the
+// CPU.
 #pragma once
 
 #include <complex>

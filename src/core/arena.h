@@ -1,0 +1,54 @@
+// All memory of a run, declared before the first step, laid out once and allocated in one call:
+// what does not fit shows at start-up. The same declarations give the memory table.
+#pragma once
+
+#include <array>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace utrain {
+
+enum class MemoryClass { base, adapters, gradients, optimizer, activations, workspace };
+inline constexpr std::array<MemoryClass, 6> kMemoryClasses = {
+    MemoryClass::base,      MemoryClass::adapters,    MemoryClass::gradients,
+    MemoryClass::optimizer, MemoryClass::activations, MemoryClass::workspace};
+std::string_view name_of(MemoryClass memory_class);
+
+// When a buffer is live. Buffers of different phases share the same bytes; those of `run` share
+// with nobody.
+enum class Lifetime { run, forward, head, backward };
+
+class Arena {
+ public:
+  using Id = int;
+
+  // A [rows, cols] buffer; ld = cols. Its memory starts on 256 bytes and is known after place().
+  Id declare(std::string name, DType dtype, int64_t rows, int64_t cols, MemoryClass memory_class,
+             Lifetime lifetime = Lifetime::run);
+
+  int64_t bytes() const;  // what place() needs
+  int64_t bytes(
+      MemoryClass memory_class) const;  // its share; what phases share counts as workspace, once
+
+  void place(void* memory);  // memory: bytes() bytes, 256-byte aligned
+  Tensor operator[](Id id) const;
+
+ private:
+  struct Buffer {
+    std::string name;
+    DType dtype;
+    int64_t rows, cols, offset;
+    MemoryClass memory_class;
+    Lifetime lifetime;
+  };
+  int64_t phase_bytes() const;  // of the largest phase
+
+  std::vector<Buffer> buffers_;
+  std::array<int64_t, 4> used_ = {};  // by Lifetime
+  char* memory_ = nullptr;
+};
+
+}  // namespace utrain
