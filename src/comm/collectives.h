@@ -1,0 +1,55 @@
+// Collectives: numbered, bounded calls over contiguous tensors [1, n] that all ranks make in the
+// same order. Each call has the next number on every rank, so a hang can be told by the rank with
+// the lowest number.
+//
+// The order promise: a sum over ranks is ((x_0 + x_1) + x_2) + ... in rank order for each element,
+// in the tensor's dtype. It has the same bits on all ranks and does not depend on how the work was
+// sliced. Sums take float32, float64 and complex128; the other calls take any dtype. n is the same
+// on all ranks; 0 is allowed.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/tensor.h"
+
+namespace utrain {
+
+class Collectives {
+ public:
+  // A slice begins at a whole block; flat buffers are laid out in the same blocks.
+  static constexpr int64_t kBlock = 1024;
+
+  virtual ~Collectives() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  virtual void all_reduce_sum(const Tensor& x) = 0;  // x = sum over ranks, in place
+  // shard [1, own slice] = that slice of the sum over ranks of x [1, n]. x is kept; shard may be
+  // that slice of x.
+  virtual void reduce_scatter_sum(const Tensor& shard, const Tensor& x) = 0;
+  // whole [1, n] = the slices of all ranks; shard [1, own slice] may be that slice of whole.
+  virtual void all_gather(const Tensor& whole, const Tensor& shard) = 0;
+  virtual void broadcast(const Tensor& x, int root) = 0;  // x = x of root
+  virtual double all_reduce_sum(double x) = 0;
+  virtual int64_t all_reduce_max(int64_t x) = 0;
+  virtual void barrier() = 0;
+
+  int64_t number() const { return number_; }  // calls begun so far
+
+  // First element of a rank's slice of n elements; the slice ends where that of rank + 1 begins.
+  // Slices are whole blocks, but for the last block of n, and differ by at most one block.
+  static int64_t slice_begin(int64_t n, int rank, int ranks) {
+    ASSERT(n >= 0 && ranks > 0 && rank >= 0 && rank <= ranks);
+    const int64_t n_blocks = (n + kBlock - 1) / kBlock;
+    return std::min(n, n_blocks * rank / ranks * kBlock);
+  }
+  static int64_t slice_size(int64_t n, int rank, int ranks) {
+    return slice_begin(n, rank + 1, ranks) - slice_begin(n, rank, ranks);
+  }
+
+ protected:
+  int64_t number_ = 0;
+};
+
+}  // namespace utrain

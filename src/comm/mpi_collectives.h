@@ -1,0 +1,38 @@
+// Collectives over MPI, for tensors in host memory.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "comm/collectives.h"
+#include "comm/world.h"
+
+namespace utrain {
+
+class MpiCollectives : public Collectives {
+ public:
+  // What is under way at a time, and the scratch memory, are at most window_elems elements (at
+  // least one for each rank). world outlives this object.
+  explicit MpiCollectives(const World& world, int64_t window_elems = int64_t{16} << 20);
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  void all_reduce_sum(const Tensor& x) override;
+  void reduce_scatter_sum(const Tensor& shard, const Tensor& x) override;
+  void all_gather(const Tensor& whole, const Tensor& shard) override;
+  void broadcast(const Tensor& x, int root) override;
+  double all_reduce_sum(double x) override;
+  int64_t all_reduce_max(int64_t x) override;
+  void barrier() override;
+
+ private:
+  template <class T>
+  void reduce_scatter(T* shard, const T* x, int64_t n);
+  void all_gather(std::byte* whole, int64_t n, int64_t elem_bytes);
+
+  int rank_, size_;
+  int64_t window_elems_;  // of one rank
+  std::vector<std::byte> scratch_;
+};
+
+}  // namespace utrain

@@ -1,0 +1,86 @@
+// World: the MPI session and what the ranks agree on. MPI starts the processes and says who is who;
+// nothing outside src/comm sees its types. Every public call but abort() and the getters is
+// collective: all ranks make the same calls in the same order. A decision that may fail goes
+// through together() or first_rank(), so that all ranks leave alike. Whatever else a rank throws is
+// its own: the others do not know and would wait for ever, so main must answer it with abort().
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/error.h"
+
+namespace utrain {
+
+// An Error that every rank throws at the same place with the same code and text: rank 0 prints it,
+// and all finalise and exit with code(). Print before World ends: a launcher may kill the others
+// when the first rank has left.
+class SharedError : public Error {
+ public:
+  using Error::Error;
+};
+
+class World {
+ public:
+  // Starts MPI. Throws Error(usage) where a Slurm job's tasks did not find each other; then every
+  // task is alone and throws. Only one World in the life of a process.
+  World(int* argc, char*** argv);
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  int local_rank() const { return local_rank_; }  // among the ranks of this node
+  int local_size() const { return local_size_; }
+  int node() const { return node_; }  // nodes count from 0 in the order of their first rank
+  int n_nodes() const { return n_nodes_; }
+  const std::string& host() const { return hosts_[static_cast<size_t>(rank_)]; }
+  const std::vector<std::string>& hosts() const { return hosts_; }  // [size] host of each rank
+  // Threads this rank may run without taking another's: its own cores where ranks are bound to
+  // cores of their own, else an equal share of what the node's ranks may use together. At least 1.
+  int cores_per_rank() const { return cores_per_rank_; }
+  double wtime() const;  // seconds since some moment in the past
+
+  // Every rank runs work, which itself makes no collective call. If it throws on any rank, all
+  // throw SharedError with code and text of the lowest rank that failed. std::bad_alloc is usage
+  // (does not fit in memory), any other std::exception internal.
+  void together(const std::function<void()>& work) const;
+  // As together(), but only rank 0 runs work.
+  void first_rank(const std::function<void()>& work) const;
+  // All ranks must hold the same value, else SharedError(disagree) names the first rank that
+  // differs from rank 0.
+  void agree(std::string_view what, const std::string& value) const;
+
+  std::string broadcast(std::string text) const;                        // rank 0's text
+  std::vector<std::string> gather_text(const std::string& text) const;  // [size] on all ranks
+  std::vector<double> gather(double value) const;                       // [size] on all ranks
+  void barrier() const;
+
+  [[noreturn]] void abort(int code) const;  // ends all ranks now, also those that wait or compute
+
+  static std::string mpi_version();  // one line; also before there is a World
+
+ private:
+  // First member, so that MPI ends after everything else, also when the constructor throws.
+  struct Session {
+    Session(int* argc, char*** argv);
+    ~Session();
+  };
+
+  void find_nodes();
+  void count_cores(const std::vector<uint8_t>& own, const std::vector<uint8_t>& node, int sum);
+  std::string broadcast_from(int root, std::string text) const;
+  void throw_first(int code, const std::string& text) const;
+
+  Session session_;
+  int rank_ = 0, size_ = 1;
+  int local_rank_ = 0, local_size_ = 1;
+  int node_ = 0, n_nodes_ = 1;
+  int cores_per_rank_ = 1;
+  std::vector<std::string> hosts_;
+};
+
+}  // namespace utrain
