@@ -1,0 +1,62 @@
+// Files: a read-only mapping, bounded reading of text, and writing that leaves either the old file
+// or the whole new one.
+//   A file that shrinks while it is mapped raises SIGBUS in whoever reads it: nothing here catches
+//   that.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "core/error.h"
+
+namespace utrain {
+
+// The whole file, read only. Missing: `missing`; not a regular file or unreadable: bad_file.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::string& path, ExitCode missing = ExitCode::usage);
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+
+  const std::string& path() const { return path_; }
+  const std::byte* data() const { return data_; }  // nullptr where size() == 0
+  int64_t size() const { return size_; }           // bytes
+
+ private:
+  std::string path_;
+  const std::byte* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// Missing: `missing`; not a regular file, unreadable or larger than max_bytes: bad_file.
+std::string read_text_file(const std::string& path, int64_t max_bytes,
+                           ExitCode missing = ExitCode::usage);
+
+// A new file beside `path` that takes its place in commit(): data synced, renamed, directory
+// synced. Destroyed before that, it removes itself. Every failure is Error(io) that names the path
+// and the bytes.
+class AtomicFile {
+ public:
+  explicit AtomicFile(const std::string& path);
+  ~AtomicFile();
+  AtomicFile(AtomicFile&& other) noexcept;
+  AtomicFile& operator=(AtomicFile&&) = delete;
+
+  void write(const void* data, int64_t bytes);  // after what was written last
+  void write_at(int64_t offset, const void* data,
+                int64_t bytes);  // offset from the start of the file
+  void commit();
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_, temp_path_;
+  int fd_ = -1;
+  int64_t end_ = 0;
+};
+
+void write_text_file(const std::string& path, std::string_view text);  // through AtomicFile
+
+}  // namespace utrain
