@@ -2,6 +2,7 @@
 // src/comm/*.cpp only, so that mpi.h stays in this room. Needs MPI_ERRORS_RETURN, which World sets.
 #pragma once
 
+#define OMPI_SKIP_MPICXX 1  // the C interface: the C++ one would need another library
 #include <mpi.h>
 
 #include <string_view>

@@ -26,9 +26,12 @@ class MpiCollectives : public Collectives {
   void barrier() override;
 
  private:
+  void sum_slice(const Tensor& shard, const Tensor& x);
   template <class T>
-  void reduce_scatter(T* shard, const T* x, int64_t n);
-  void all_gather(std::byte* whole, int64_t n, int64_t elem_bytes);
+  void sum_slice(T* shard, const T* x, int64_t n);
+  void gather_slices(const Tensor& whole, const Tensor& shard);
+  int64_t n_windows(int64_t n) const;
+  int64_t window_size(int64_t n, int rank, int64_t window) const;
 
   int rank_, size_;
   int64_t window_elems_;  // of one rank

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -68,12 +69,12 @@ class World {
   struct Session {
     Session(int* argc, char*** argv);
     ~Session();
+    bool under_mpirun;
   };
 
   void find_nodes();
-  void count_cores(const std::vector<uint8_t>& own, const std::vector<uint8_t>& node, int sum);
   std::string broadcast_from(int root, std::string text) const;
-  void throw_first(int code, const std::string& text) const;
+  void throw_first(const std::optional<Error>& error) const;
 
   Session session_;
   int rank_ = 0, size_ = 1;

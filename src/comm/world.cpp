@@ -1,0 +1,233 @@
+#include "comm/world.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdlib>
+#include <new>
+#include <numeric>
+
+#include "comm/mpi_check.h"
+
+namespace utrain {
+namespace {
+
+constexpr int64_t kMaxMessageBytes = int64_t{1} << 30;  // MPI counts are int
+
+// One bit for each processor; as many as any Linux kernel is built for.
+using CpuMask = std::array<uint64_t, 8192 / 64>;
+
+CpuMask own_cpus() {
+  CpuMask mask{};
+  if (sched_getaffinity(0, sizeof mask, reinterpret_cast<cpu_set_t*>(mask.data())) != 0) mask = {1};
+  return mask;
+}
+
+int count(const CpuMask& mask) {
+  return std::transform_reduce(mask.begin(), mask.end(), 0, std::plus{},
+                               [](uint64_t word) { return std::popcount(word); });
+}
+
+// Ranks bound to processors of their own keep them; where masks overlap, all share the union.
+int share_cores(MPI_Comm local, int local_size) {
+  const CpuMask own = own_cpus();
+  CpuMask all{};
+  MPI_CHECK(MPI_Allreduce(own.data(), all.data(), static_cast<int>(own.size()), MPI_UINT64_T,
+                          MPI_BOR, local));
+  const int n_own = count(own);
+  int sum = 0;
+  MPI_CHECK(MPI_Allreduce(&n_own, &sum, 1, MPI_INT, MPI_SUM, local));
+  const bool disjoint = sum == count(all);
+  return std::max(1, disjoint ? n_own : count(all) / local_size);
+}
+
+// Tasks that Slurm started without PMIx are each a world of one and would all do the same work.
+// Under mpirun a world of one is meant, also inside a Slurm job.
+void check_launch(int size, bool under_mpirun) {
+  const char* tasks = std::getenv("SLURM_NTASKS");
+  const bool slurm_task = tasks != nullptr && std::getenv("SLURM_PROCID") != nullptr;
+  if (size > 1 || under_mpirun || !slurm_task || std::atoi(tasks) <= 1) return;
+  fail(ExitCode::usage, "MPI",
+       fmt::format("started without PMIx: Slurm runs {} tasks, but each one sees itself alone",
+                   tasks),
+       "start with `srun --mpi=pmix ./utrain ...` or `mpirun ./utrain ...`; for a single process "
+       "in a larger job, `mpirun -np 1 ./utrain ...`");
+}
+
+std::optional<Error> attempt(const std::function<void()>& work, const std::string& who) {
+  try {
+    work();
+  } catch (const Error& error) {
+    return error;
+  } catch (const std::bad_alloc&) {
+    return Error(
+        ExitCode::usage,
+        fmt::format("memory: does not fit in memory on {}; lower train.micro_batch_size or "
+                    "data.seq_len, or use fewer ranks a node",
+                    who));
+  } catch (const std::exception& error) {
+    return Error(ExitCode::internal,
+                 fmt::format("{}: unexpected failure: {}; this is a fault of utrain: please report "
+                             "it with the input that led here",
+                             who, error.what()));
+  }
+  return std::nullopt;
+}
+
+// About 60 characters of text around position at, on one line.
+std::string excerpt(const std::string& text, size_t at) {
+  const size_t begin = at > 30 ? at - 30 : 0;
+  std::string part = text.substr(begin, 60);
+  std::replace_if(
+      part.begin(), part.end(), [](unsigned char c) { return c < ' '; }, ' ');
+  return fmt::format("\"{}{}{}\"", begin > 0 ? "..." : "", part,
+                     begin + part.size() < text.size() ? "..." : "");
+}
+
+}  // namespace
+
+World::Session::Session(int* argc, char*** argv)
+    : under_mpirun(std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr) {  // before MPI_Init may set it
+  int provided = 0;
+  MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);  // a failure here ends the process
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+}
+
+World::Session::~Session() {
+  MPI_Finalize();
+}
+
+World::World(int* argc, char*** argv) : session_(argc, argv) {
+  MPI_CHECK(MPI_Comm_rank(MPI_COMM_WORLD, &rank_));
+  MPI_CHECK(MPI_Comm_size(MPI_COMM_WORLD, &size_));
+  check_launch(size_, session_.under_mpirun);
+
+  char host[MPI_MAX_PROCESSOR_NAME] = "";
+  int length = 0;
+  MPI_CHECK(MPI_Get_processor_name(host, &length));
+  hosts_ = gather_text(std::string(host, static_cast<size_t>(length)));
+  find_nodes();
+}
+
+void World::find_nodes() {
+  MPI_Comm local = MPI_COMM_NULL;
+  MPI_CHECK(
+      MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local));
+  MPI_CHECK(MPI_Comm_rank(local, &local_rank_));
+  MPI_CHECK(MPI_Comm_size(local, &local_size_));
+  cores_per_rank_ = share_cores(local, local_size_);
+
+  // A node is known by its first rank.
+  int first = rank_;
+  MPI_CHECK(MPI_Bcast(&first, 1, MPI_INT, 0, local));
+  MPI_CHECK(MPI_Comm_free(&local));
+  std::vector<int> nodes(static_cast<size_t>(size_));
+  MPI_CHECK(MPI_Allgather(&first, 1, MPI_INT, nodes.data(), 1, MPI_INT, MPI_COMM_WORLD));
+  std::sort(nodes.begin(), nodes.end());
+  nodes.erase(std::unique(nodes.begin(), nodes.end()), nodes.end());
+  n_nodes_ = static_cast<int>(nodes.size());
+  node_ = static_cast<int>(std::lower_bound(nodes.begin(), nodes.end(), first) - nodes.begin());
+}
+
+double World::wtime() const {
+  return MPI_Wtime();
+}
+
+void World::together(const std::function<void()>& work) const {
+  throw_first(attempt(work, fmt::format("rank {} on {}", rank_, host())));
+}
+
+void World::first_rank(const std::function<void()>& work) const {
+  together([&] {
+    if (rank_ == 0) work();
+  });
+}
+
+void World::throw_first(const std::optional<Error>& error) const {
+  const int failed = error ? rank_ : size_;
+  int first = size_;
+  MPI_CHECK(MPI_Allreduce(&failed, &first, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD));
+  if (first == size_) return;
+  int code = error ? static_cast<int>(error->code()) : 0;
+  MPI_CHECK(MPI_Bcast(&code, 1, MPI_INT, first, MPI_COMM_WORLD));
+  throw SharedError(static_cast<ExitCode>(code), broadcast_from(first, error ? error->what() : ""));
+}
+
+void World::agree(std::string_view what, const std::string& value) const {
+  const std::string wanted = broadcast(value);
+  together([&] {
+    if (value == wanted) return;
+    const size_t n = std::min(value.size(), wanted.size());
+    const auto at = static_cast<size_t>(
+        std::mismatch(value.begin(), value.begin() + static_cast<ptrdiff_t>(n), wanted.begin())
+            .first -
+        value.begin());
+    fail(ExitCode::disagree, what,
+         fmt::format("rank {} on {} has {}, rank 0 on {} has {}", rank_, host(), excerpt(value, at),
+                     hosts_[0], excerpt(wanted, at)),
+         "start the same binary with the same input and the same files on every node");
+  });
+}
+
+std::string World::broadcast(std::string text) const {
+  return broadcast_from(0, std::move(text));
+}
+
+std::string World::broadcast_from(int root, std::string text) const {
+  int64_t n = std::ssize(text);
+  MPI_CHECK(MPI_Bcast(&n, 1, MPI_INT64_T, root, MPI_COMM_WORLD));
+  text.resize(static_cast<size_t>(n));
+  for (int64_t begin = 0; begin < n; begin += kMaxMessageBytes) {
+    const auto bytes = static_cast<int>(std::min(n - begin, kMaxMessageBytes));
+    MPI_CHECK(MPI_Bcast(text.data() + begin, bytes, MPI_BYTE, root, MPI_COMM_WORLD));
+  }
+  return text;
+}
+
+std::vector<std::string> World::gather_text(const std::string& text) const {
+  const auto ranks = static_cast<size_t>(size_);
+  const int64_t own = std::ssize(text);
+  std::vector<int64_t> sizes(ranks);
+  MPI_CHECK(MPI_Allgather(&own, 1, MPI_INT64_T, sizes.data(), 1, MPI_INT64_T, MPI_COMM_WORLD));
+  const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+  ASSERT(total <= kMaxMessageBytes);
+
+  const std::vector<int> counts(sizes.begin(), sizes.end());
+  std::vector<int> begins(ranks);
+  std::exclusive_scan(counts.begin(), counts.end(), begins.begin(), 0);
+  std::string all(static_cast<size_t>(total), '\0');
+  MPI_CHECK(MPI_Allgatherv(text.data(), static_cast<int>(own), MPI_BYTE, all.data(), counts.data(),
+                           begins.data(), MPI_BYTE, MPI_COMM_WORLD));
+  std::vector<std::string> texts;
+  for (size_t r = 0; r < ranks; ++r) {
+    texts.push_back(all.substr(static_cast<size_t>(begins[r]), static_cast<size_t>(counts[r])));
+  }
+  return texts;
+}
+
+std::vector<double> World::gather(double value) const {
+  std::vector<double> values(static_cast<size_t>(size_));
+  MPI_CHECK(MPI_Allgather(&value, 1, MPI_DOUBLE, values.data(), 1, MPI_DOUBLE, MPI_COMM_WORLD));
+  return values;
+}
+
+void World::barrier() const {
+  MPI_CHECK(MPI_Barrier(MPI_COMM_WORLD));
+}
+
+void World::abort(int code) const {
+  MPI_Abort(MPI_COMM_WORLD, code);
+  std::_Exit(code);
+}
+
+std::string World::mpi_version() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  MPI_CHECK(MPI_Get_library_version(text, &length));
+  const std::string version(text, static_cast<size_t>(length));
+  return version.substr(0, version.find_first_of(",\n"));
+}
+
+}  // namespace utrain

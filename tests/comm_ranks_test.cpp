@@ -1,0 +1,298 @@
+// World and Collectives with 2, 3 and 4 ranks. The test starts itself under mpirun: the cases named
+// InRanks run in every rank, those named Launch start them.
+#include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cmath>
+#include <complex>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <new>
+
+#include "comm/mpi_collectives.h"
+#include "comm/world.h"
+
+namespace utrain {
+namespace {
+
+constexpr const char* kRole = "UTRAIN_COMM_TEST_ROLE";  // what a started process does
+World* world = nullptr;                                 // of a process that is a rank
+
+// ---- in every rank ----
+
+// Values of mixed sign and magnitude, so that another order of adding shows in the bits.
+double value(int rank, int64_t i) {
+  uint64_t x = static_cast<uint64_t>(i) * 2654435761u + static_cast<uint64_t>(rank) * 40503u + 17;
+  x ^= x >> 29, x *= 0xbf58476d1ce4e5b9u, x ^= x >> 32;
+  const double mantissa = static_cast<double>(x % 1000003) / 1000003.0 - 0.5;
+  return std::ldexp(mantissa, static_cast<int>(x >> 40) % 12);
+}
+
+template <class T>
+T element(int rank, int64_t i) {
+  if constexpr (std::is_same_v<T, std::complex<double>>) {
+    return {value(rank, i), value(rank + 100, i)};
+  } else {
+    return static_cast<T>(value(rank, i));
+  }
+}
+
+template <class T>
+std::vector<T> part(int rank, int64_t n) {
+  std::vector<T> x(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) x[static_cast<size_t>(i)] = element<T>(rank, i);
+  return x;
+}
+
+template <class T>
+std::vector<T> ordered_sum(int64_t n) {
+  std::vector<T> sum = part<T>(0, n);
+  for (int r = 1; r < world->size(); ++r) {
+    const std::vector<T> x = part<T>(r, n);
+    for (size_t i = 0; i < x.size(); ++i) sum[i] = sum[i] + x[i];
+  }
+  return sum;
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+template <class T>
+Tensor view(std::vector<T>& x) {
+  return make_tensor(x.data(), dtype_of<T>, 1, std::ssize(x));
+}
+
+template <class T>
+class InRanks : public testing::Test {};
+using SumTypes = testing::Types<float, double, std::complex<double>>;
+TYPED_TEST_SUITE(InRanks, SumTypes);
+
+TYPED_TEST(InRanks, SumsInRankOrder) {
+  using T = TypeParam;
+  const int rank = world->rank(), ranks = world->size();
+  for (const int64_t window : {int64_t{1}, int64_t{999}, int64_t{4096}, int64_t{1} << 24}) {
+    MpiCollectives collectives(*world, window);
+    for (const int64_t n : {0, 1, 2, 1023, 1024, 1025, 3073, 10000}) {
+      if (window == 1 && n > 1025) continue;  // a message for each element
+      const std::vector<T> wanted = ordered_sum<T>(n);
+      std::vector<T> x = part<T>(rank, n);
+      collectives.all_reduce_sum(view(x));
+      EXPECT_TRUE(same_bits(x, wanted)) << "n " << n << " window " << window;
+
+      x = part<T>(rank, n);
+      const int64_t begin = Collectives::slice_begin(n, rank, ranks);
+      std::vector<T> shard(static_cast<size_t>(Collectives::slice_size(n, rank, ranks)));
+      collectives.reduce_scatter_sum(view(shard), view(x));
+      EXPECT_TRUE(same_bits(shard, std::vector<T>(wanted.begin() + begin,
+                                                  wanted.begin() + begin + std::ssize(shard))));
+      EXPECT_TRUE(same_bits(x, part<T>(rank, n))) << "the input is kept";
+
+      std::vector<T> whole(static_cast<size_t>(n));
+      collectives.all_gather(view(whole), view(shard));
+      EXPECT_TRUE(same_bits(whole, wanted)) << "n " << n << " window " << window;
+    }
+  }
+}
+
+TYPED_TEST(InRanks, Broadcasts) {
+  MpiCollectives collectives(*world);
+  for (int root = 0; root < world->size(); ++root) {
+    std::vector<TypeParam> x = part<TypeParam>(world->rank(), 3000);
+    collectives.broadcast(view(x), root);
+    EXPECT_TRUE(same_bits(x, part<TypeParam>(root, 3000)));
+  }
+  EXPECT_EQ(collectives.number(), world->size());
+}
+
+TEST(InRanksOnce, ReducesScalars) {
+  MpiCollectives collectives(*world);
+  double sum = value(0, 5);
+  for (int r = 1; r < world->size(); ++r) sum += value(r, 5);
+  EXPECT_EQ(collectives.all_reduce_sum(value(world->rank(), 5)), sum);
+  EXPECT_EQ(collectives.all_reduce_max(-10 - world->rank()), -10);
+  const int64_t large = std::numeric_limits<int64_t>::max() - 4;
+  EXPECT_EQ(collectives.all_reduce_max(large + world->rank()), large + world->size() - 1);
+  collectives.barrier();
+  EXPECT_EQ(collectives.number(), 4);
+}
+
+TEST(InRanksOnce, KnowTheirPlace) {
+  EXPECT_EQ(world->size(), std::atoi(std::getenv("UTRAIN_COMM_TEST_RANKS")));
+  EXPECT_EQ(world->local_size(), world->size());
+  EXPECT_EQ(world->local_rank(), world->rank());
+  EXPECT_EQ(world->node(), 0);
+  EXPECT_EQ(world->n_nodes(), 1);
+  EXPECT_EQ(std::ssize(world->hosts()), world->size());
+  cpu_set_t cpus;  // started unbound: all ranks share the same ones
+  ASSERT_EQ(sched_getaffinity(0, sizeof cpus, &cpus), 0);
+  EXPECT_EQ(world->cores_per_rank(), std::max(1, CPU_COUNT(&cpus) / world->size()));
+}
+
+TEST(InRanksOnce, ExchangeTexts) {
+  const int rank = world->rank();
+  EXPECT_EQ(world->broadcast(fmt::format("from {}", rank)), "from 0");
+  EXPECT_EQ(world->broadcast(rank == 0 ? "" : "longer"), "");
+  const std::vector<std::string> texts =
+      world->gather_text(std::string(static_cast<size_t>(rank) * 3, static_cast<char>('a' + rank)));
+  const std::vector<double> values = world->gather(0.1 * rank);
+  for (int r = 0; r < world->size(); ++r) {
+    const auto i = static_cast<size_t>(r);
+    EXPECT_EQ(texts[i], std::string(i * 3, static_cast<char>('a' + r)));
+    EXPECT_EQ(values[i], 0.1 * r);
+  }
+}
+
+template <class F>
+void expect_shared_error(ExitCode code, const std::string& text, const F& call) {
+  try {
+    call();
+    ADD_FAILURE() << "no error; wanted " << text;
+  } catch (const SharedError& error) {
+    EXPECT_EQ(error.code(), code);
+    EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
+  }
+}
+
+TEST(InRanksOnce, LeaveTogether) {
+  const int rank = world->rank(), last = world->size() - 1;
+  expect_shared_error(
+      ExitCode::bad_file, fmt::format("shard {}: cut short; copy it again", last), [&] {
+        world->together([&] {
+          if (rank == last)
+            fail(ExitCode::bad_file, fmt::format("shard {}", rank), "cut short", "copy it again");
+        });
+      });
+  // The lowest of those that fail speaks.
+  expect_shared_error(ExitCode::usage, "does not fit in memory on rank 1", [&] {
+    world->together([&] {
+      if (rank == 1) throw std::bad_alloc();
+      if (rank > 1) throw std::runtime_error("another");
+    });
+  });
+  expect_shared_error(ExitCode::io, "run.dir: full; make room", [&] {
+    world->first_rank([&] {
+      EXPECT_EQ(rank, 0);
+      fail(ExitCode::io, "run.dir", "full", "make room");
+    });
+  });
+  world->together([] {});
+}
+
+TEST(InRanksOnce, AgreeOrNameTheRank) {
+  const int rank = world->rank(), last = world->size() - 1;
+  world->agree("build", std::string(100000, 'x'));
+  std::string config(5000, 'c');
+  config += rank == last ? "\nlr = 0.1" : "\nlr = 0.2";
+  expect_shared_error(ExitCode::disagree,
+                      fmt::format("config: rank {} on {} has \"...", last, world->host()),
+                      [&] { world->agree("config", config); });
+  expect_shared_error(ExitCode::disagree, "lr = 0.1\", rank 0",
+                      [&] { world->agree("config", config); });
+  expect_shared_error(ExitCode::disagree, "rank 1 on",
+                      [&] { world->agree("build", rank == 0 ? "abc" : "ab"); });
+}
+
+// ---- the launcher ----
+
+struct Finished {
+  int exit_code = -1;
+  std::string output;
+};
+
+Finished start(const std::string& launcher, const std::string& role, const std::string& arguments) {
+  const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
+  const std::string command =
+      fmt::format("{}={} {} '{}' {} 2>&1", kRole, role, launcher, self, arguments);
+  Finished finished;
+  FILE* pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) return finished;
+  std::array<char, 4096> buffer;
+  for (size_t n; (n = fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
+    finished.output.append(buffer.data(), n);
+  }
+  const int status = pclose(pipe);
+  if (WIFEXITED(status)) finished.exit_code = WEXITSTATUS(status);
+  return finished;
+}
+
+std::string mpirun(int ranks) {
+  return fmt::format(
+      "UTRAIN_COMM_TEST_RANKS={0} mpirun --allow-run-as-root --oversubscribe --bind-to none "
+      "--timeout 60 -np {0}",
+      ranks);
+}
+
+class Launch : public testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Ranks, Launch, testing::Values(2, 3, 4));
+
+TEST_P(Launch, Checks) {
+  const Finished finished = start(mpirun(GetParam()), "checks", "--gtest_filter='InRanks*'");
+  EXPECT_EQ(finished.exit_code, 0) << finished.output;
+}
+
+TEST(Launch, ExitCodeOfASharedError) {
+  const Finished finished = start(mpirun(3), "leave", "");
+  EXPECT_EQ(finished.exit_code, 5) << finished.output;
+  EXPECT_NE(finished.output.find("utrain: error: step-9: missing; name another\n"),
+            std::string::npos)
+      << finished.output;
+}
+
+TEST(Launch, AbortEndsRanksThatWait) {
+  EXPECT_EQ(start(mpirun(3), "abort", "").exit_code, 70);
+}
+
+TEST(Launch, SlurmWithoutPmixIsRefused) {
+  const Finished alone = start("SLURM_NTASKS=4 SLURM_PROCID=0", "leave", "");
+  EXPECT_EQ(alone.exit_code, 2) << alone.output;
+  EXPECT_NE(alone.output.find("srun --mpi=pmix"), std::string::npos) << alone.output;
+  const Finished one = start("SLURM_NTASKS=4 SLURM_PROCID=0 " + mpirun(1), "leave", "");
+  EXPECT_EQ(one.exit_code, 5) << one.output;
+}
+
+int run_rank(const std::string& role, int argc, char** argv) {
+  try {
+    World session(&argc, &argv);
+    world = &session;
+    if (role == "checks") return RUN_ALL_TESTS();
+    if (role == "abort") {
+      if (world->rank() == 1) world->abort(70);
+      world->barrier();
+      world->barrier();
+    }
+    try {
+      world->together([] {
+        if (world->rank() == world->size() - 1) {
+          fail(ExitCode::no_checkpoint, "step-9", "missing", "name another");
+        }
+      });
+    } catch (const SharedError& error) {
+      if (world->rank() == 0) fmt::print(stderr, "utrain: error: {}\n", error.what());
+      return static_cast<int>(error.code());
+    }
+  } catch (const Error& error) {
+    fmt::print(stderr, "utrain: error: {}\n", error.what());
+    return static_cast<int>(error.code());
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace utrain
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  const char* role = std::getenv(utrain::kRole);
+  if (role != nullptr) return utrain::run_rank(role, argc, argv);
+  std::string& filter = testing::GTEST_FLAG(filter);
+  filter += filter.find('-') == std::string::npos ? "-InRanks*" : ":InRanks*";
+  return RUN_ALL_TESTS();
+}
