@@ -1,0 +1,189 @@
+#include "io/hdf5.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "core/error.h"
+
+namespace utrain {
+
+namespace {
+
+// HDF5 keeps both settings inside the library; setting them again is cheap.
+void quiet_and_without_plugins() {
+  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+  H5PLset_loading_state(0);
+}
+
+herr_t keep_innermost(unsigned n, const H5E_error2_t* error, void* reason) {
+  if (n == 0 && error->desc) *static_cast<std::string*>(reason) = error->desc;
+  return 0;
+}
+
+std::string class_name(H5T_class_t type) {
+  switch (type) {
+    case H5T_FLOAT: return "floating-point numbers";
+    case H5T_STRING: return "strings";
+    case H5T_COMPOUND: return "compounds";
+    case H5T_ENUM: return "an enumeration (as h5py stores bool)";
+    case H5T_VLEN: return "lists of varying length";
+    case H5T_ARRAY: return "arrays";
+    default: return "no integers";
+  }
+}
+
+}  // namespace
+
+std::string hdf5_reason() {
+  std::string reason;
+  H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_innermost, &reason);
+  for (char& c : reason)
+    if (static_cast<unsigned char>(c) < ' ') c = ' ';
+  return reason.empty() ? "HDF5 gives no reason" : reason;
+}
+
+Hdf5Reader::Hdf5Reader(const std::string& path) : path_(path) {
+  struct stat status;
+  if (::stat(path.c_str(), &status) != 0) {
+    const int error = errno;
+    const bool missing = error == ENOENT || error == ENOTDIR;
+    fail(missing ? ExitCode::usage : ExitCode::bad_file, path,
+         missing ? "no such file" : std::strerror(error), "check the path and its permissions");
+  }
+  // Opening a pipe would wait for its writer.
+  if (!S_ISREG(status.st_mode))
+    fail(ExitCode::bad_file, path, "not a regular file, an HDF5 file wanted", "give a file");
+  if (::access(path.c_str(), R_OK) != 0)
+    fail(ExitCode::bad_file, path, std::strerror(errno), "make the file readable");
+  file_size_ = status.st_size;
+
+  quiet_and_without_plugins();
+  const Hdf5Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
+  // Many ranks read at once, and parallel file systems often refuse locks.
+  H5Pset_file_locking(access.id(), false, true);
+  file_ = Hdf5Handle(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.id()), H5Fclose);
+  if (!file_.valid())
+    fail(ExitCode::bad_file, path, fmt::format("not a readable HDF5 file ({})", hdf5_reason()),
+         "it is damaged, incomplete or something else: make it again");
+}
+
+void Hdf5Reader::refuse(const std::string& object, const std::string& what,
+                        const std::string& remedy) const {
+  fail(ExitCode::bad_file, path_, fmt::format("{} {}", object, what), remedy);
+}
+
+Hdf5Handle Hdf5Reader::open_dataset(const std::string& name) const {
+  const std::string object = "/" + name;
+  const htri_t exists = H5Lexists(file_.id(), name.c_str(), H5P_DEFAULT);
+  if (exists < 0)
+    refuse(object, "cannot be looked up: " + hdf5_reason(), "the file is damaged: make it again");
+  if (exists == 0) refuse(object, "is missing, a dataset wanted", "make the file again");
+  H5L_info_t link;
+  if (H5Lget_info(file_.id(), name.c_str(), &link, H5P_DEFAULT) < 0 || link.type != H5L_TYPE_HARD)
+    refuse(object, "is a soft or external link, a dataset of this file wanted",
+           "copy the data into the file (h5repack)");
+
+  const Hdf5Handle any(H5Oopen(file_.id(), name.c_str(), H5P_DEFAULT), H5Oclose);
+  if (!any.valid())
+    refuse(object, "cannot be opened: " + hdf5_reason(), "the file is damaged: make it again");
+  if (H5Iget_type(any.id()) != H5I_DATASET)
+    refuse(object, "is no dataset", "store the numbers in a dataset of this name");
+  Hdf5Handle dataset(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose);
+  const Hdf5Handle creation(dataset.valid() ? H5Dget_create_plist(dataset.id()) : H5I_INVALID_HID,
+                            H5Pclose);
+  if (!creation.valid())
+    refuse(object, "cannot be opened: " + hdf5_reason(), "the file is damaged: make it again");
+
+  if (H5Pget_layout(creation.id()) == H5D_VIRTUAL)
+    refuse(object, "is a virtual dataset", "copy the data into the file (h5repack)");
+  if (H5Pget_external_count(creation.id()) != 0)
+    refuse(object, "keeps its data in another file", "copy the data into the file (h5repack)");
+  for (int i = 0; i < H5Pget_nfilters(creation.id()); ++i) {
+    size_t n_values = 0;
+    char label[64] = "";
+    const H5Z_filter_t filter = H5Pget_filter2(creation.id(), static_cast<unsigned>(i), nullptr,
+                                               &n_values, nullptr, sizeof label, label, nullptr);
+    const bool known = filter == H5Z_FILTER_DEFLATE || filter == H5Z_FILTER_SHUFFLE ||
+                       filter == H5Z_FILTER_FLETCHER32;
+    if (!known)
+      refuse(object,
+             fmt::format("uses filter {}, only deflate, shuffle, fletcher32 are read",
+                         static_cast<int>(filter)),
+             "write it with gzip or without compression (h5repack -f GZIP=4)");
+  }
+  return dataset;
+}
+
+int64_t Hdf5Reader::integer_count(const std::string& name) const {
+  const Hdf5Handle dataset = open_dataset(name);
+  const std::string object = "/" + name;
+  const Hdf5Handle type(H5Dget_type(dataset.id()), H5Tclose);
+  if (!type.valid())
+    refuse(object, "has an unreadable type: " + hdf5_reason(), "make the file again");
+  const H5T_class_t type_class = H5Tget_class(type.id());
+  if (type_class != H5T_INTEGER)
+    refuse(object, fmt::format("holds {}, integers wanted", class_name(type_class)),
+           "write it with an integer type");
+  if (H5Tget_size(type.id()) > 8)
+    refuse(object,
+           fmt::format("holds integers of {} bytes, at most 8 wanted", H5Tget_size(type.id())),
+           "write it with a smaller type");
+
+  const Hdf5Handle space(H5Dget_space(dataset.id()), H5Sclose);
+  const int rank = space.valid() ? H5Sget_simple_extent_ndims(space.id()) : -1;
+  if (rank != 1)
+    refuse(object, fmt::format("has {} dimensions, 1 wanted", rank), "write it as a plain list");
+  hsize_t count = 0;
+  H5Sget_simple_extent_dims(space.id(), &count, nullptr);
+  // Deflate packs at most about 1000 to 1: more than that was never written, and would only fill
+  // memory.
+  if (count > static_cast<hsize_t>(file_size_) * 1000)
+    refuse(object, fmt::format("claims {} values in a file of {} bytes", count, file_size_),
+           "the file is damaged or incomplete: make it again");
+  return static_cast<int64_t>(count);
+}
+
+void Hdf5Reader::read(const std::string& name, hid_t type, void* values) const {
+  const Hdf5Handle dataset = open_dataset(name);
+  if (H5Dread(dataset.id(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) < 0)
+    refuse("/" + name, "cannot be read: " + hdf5_reason(), "the file is damaged: make it again");
+}
+
+void Hdf5Reader::read_integers(const std::string& name, int8_t* values) const {
+  read(name, H5T_NATIVE_INT8, values);
+}
+void Hdf5Reader::read_integers(const std::string& name, int32_t* values) const {
+  read(name, H5T_NATIVE_INT32, values);
+}
+void Hdf5Reader::read_integers(const std::string& name, int64_t* values) const {
+  read(name, H5T_NATIVE_INT64, values);
+}
+
+int64_t Hdf5Reader::integer_attribute(const std::string& name) const {
+  const std::string object = "attribute " + name;
+  const htri_t exists = H5Aexists(file_.id(), name.c_str());
+  if (exists < 0)
+    refuse(object, "cannot be looked up: " + hdf5_reason(), "the file is damaged: make it again");
+  if (exists == 0) refuse(object, "of the root group is missing", "write it: one integer");
+  const Hdf5Handle attribute(H5Aopen(file_.id(), name.c_str(), H5P_DEFAULT), H5Aclose);
+  const Hdf5Handle type(attribute.valid() ? H5Aget_type(attribute.id()) : H5I_INVALID_HID,
+                        H5Tclose);
+  const Hdf5Handle space(attribute.valid() ? H5Aget_space(attribute.id()) : H5I_INVALID_HID,
+                         H5Sclose);
+  if (!type.valid() || !space.valid())
+    refuse(object, "cannot be opened: " + hdf5_reason(), "the file is damaged: make it again");
+  if (H5Tget_class(type.id()) != H5T_INTEGER || H5Tget_size(type.id()) > 8)
+    refuse(object, "is not an integer of at most 8 bytes", "write it as one integer");
+  if (H5Sget_simple_extent_npoints(space.id()) != 1)
+    refuse(object, fmt::format("has {} values, 1 wanted", H5Sget_simple_extent_npoints(space.id())),
+           "write it as one integer");
+  int64_t value = 0;
+  if (H5Aread(attribute.id(), H5T_NATIVE_INT64, &value) < 0)
+    refuse(object, "cannot be read: " + hdf5_reason(), "the file is damaged: make it again");
+  return value;
+}
+
+}  // namespace utrain
