@@ -1,7 +1,11 @@
 // World and Collectives with 2, 3 and 4 ranks. The test starts itself under mpirun: the cases named
 // InRanks run in every rank, those named Launch start them.
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sched.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include <array>
@@ -258,11 +262,31 @@ TEST(Launch, SlurmWithoutPmixIsRefused) {
   EXPECT_EQ(one.exit_code, 5) << one.output;
 }
 
+// As containers do: reading the memory of another process is refused.
+bool forbid_single_copy() {
+  sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_process_vm_readv, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program{4, filter};
+  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+TEST(Launch, ContainersThatForbidSingleCopies) {
+  const Finished finished = start(mpirun(2), "container", "--gtest_filter='InRanks/0.*'");
+  EXPECT_EQ(finished.exit_code, 0) << finished.output;
+  EXPECT_EQ(finished.output.find("Read -1"), std::string::npos) << finished.output;
+}
+
 int run_rank(const std::string& role, int argc, char** argv) {
+  if (role == "container" && !forbid_single_copy()) return 0;
   try {
     World session(&argc, &argv);
     world = &session;
-    if (role == "checks") return RUN_ALL_TESTS();
+    if (role == "checks" || role == "container") return RUN_ALL_TESTS();
     if (role == "abort") {
       if (world->rank() == 1) world->abort(70);
       world->barrier();

@@ -1,3 +1,6 @@
+// Ordered sums over MPI: every rank owns one slice, receives it from all others, adds in rank
+// order, and sends the sum to all. MPI's own reductions choose an order by size and rank count, so
+// they cannot keep the order promise.
 #include "comm/mpi_collectives.h"
 
 #include <algorithm>
