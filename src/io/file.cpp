@@ -1,0 +1,180 @@
+#include "io/file.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <utility>
+
+namespace utrain {
+namespace {
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+// Opens a regular file for reading; its size comes from the open file, not from its name.
+int open_for_reading(const std::string& path, ExitCode missing, int64_t& size) {
+  // O_NONBLOCK: a pipe in the file's place must not stop us; it is refused below.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) {
+    const int error = errno;
+    if (error == ENOENT || error == ENOTDIR) {
+      fail(missing, path, "no such file", "check the path");
+    }
+    fail(ExitCode::bad_file, path, fmt::format("cannot be opened: {}", std::strerror(error)),
+         "check its permissions");
+  }
+  struct stat info;
+  if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
+    ::close(fd);
+    fail(ExitCode::bad_file, path, "not a regular file", "name a file");
+  }
+  size = static_cast<int64_t>(info.st_size);
+  return fd;
+}
+
+[[noreturn]] void fail_io(const std::string& path, const std::string& what, int error) {
+  fail(ExitCode::io, path, fmt::format("{}: {}", what, std::strerror(error)),
+       "check free space, quota and permissions of its directory");
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path, ExitCode missing) : path_(path) {
+  const Descriptor file(open_for_reading(path, missing, size_));
+  if (size_ == 0) return;
+  void* data = ::mmap(nullptr, static_cast<size_t>(size_), PROT_READ, MAP_PRIVATE, file.get(), 0);
+  if (data == MAP_FAILED) {
+    fail_io(path, fmt::format("mapping {} bytes failed", size_), errno);
+  }
+  data_ = static_cast<const std::byte*>(data);
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), static_cast<size_t>(size_));
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+std::string read_text_file(const std::string& path, int64_t max_bytes, ExitCode missing) {
+  int64_t size = 0;
+  const Descriptor file(open_for_reading(path, missing, size));
+  if (size > max_bytes) {
+    fail(ExitCode::bad_file, path,
+         fmt::format("{} bytes found, at most {} wanted", size, max_bytes),
+         "this is not a file of the expected kind");
+  }
+  std::string text(static_cast<size_t>(size), '\0');
+  size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t n = ::read(file.get(), text.data() + done, text.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) {
+      fail(ExitCode::bad_file, path,
+           fmt::format("reading {} bytes failed at {}: {}", size, done, std::strerror(errno)),
+           "check the file and its file system");
+    }
+    if (n == 0) break;
+    done += static_cast<size_t>(n);
+  }
+  text.resize(done);
+  return text;
+}
+
+AtomicFile::AtomicFile(const std::string& path) : path_(path) {
+  // A leftover of an earlier process with our id is not ours to open: take the next name.
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    temp_path_ = fmt::format("{}.tmp-{}-{}", path, ::getpid(), attempt);
+    fd_ = ::open(temp_path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    if (fd_ >= 0) return;
+    if (errno != EEXIST) break;
+  }
+  fail_io(path, fmt::format("{} cannot be created", temp_path_), errno);
+}
+
+AtomicFile::~AtomicFile() {
+  if (fd_ < 0) return;
+  ::close(fd_);
+  ::unlink(temp_path_.c_str());
+}
+
+AtomicFile::AtomicFile(AtomicFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      temp_path_(std::move(other.temp_path_)),
+      fd_(std::exchange(other.fd_, -1)),
+      end_(other.end_) {}
+
+void AtomicFile::write(const void* data, int64_t bytes) {
+  write_at(end_, data, bytes);
+  end_ += bytes;
+}
+
+void AtomicFile::write_at(int64_t offset, const void* data, int64_t bytes) {
+  ASSERT(fd_ >= 0 && offset >= 0 && bytes >= 0);
+  const char* begin = static_cast<const char*>(data);
+  int64_t done = 0;
+  while (done < bytes) {
+    const ssize_t n = ::pwrite(fd_, begin + done, static_cast<size_t>(bytes - done),
+                               static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      const int error = n < 0 ? errno : ENOSPC;
+      fail_io(path_, fmt::format("writing {} bytes at {} failed after {}", bytes, offset, done),
+              error);
+    }
+    done += n;
+  }
+}
+
+void AtomicFile::commit() {
+  ASSERT(fd_ >= 0);
+  if (::fsync(fd_) != 0) fail_io(path_, "syncing failed", errno);
+  // close may report what a network file system wrote late; the descriptor is gone either way.
+  const int closed = ::close(std::exchange(fd_, -1));
+  if (closed != 0 || ::rename(temp_path_.c_str(), path_.c_str()) != 0) {
+    const int error = errno;
+    ::unlink(temp_path_.c_str());
+    fail_io(path_, closed != 0 ? "closing failed" : "renaming into place failed", error);
+  }
+  const std::filesystem::path parent_path = std::filesystem::path(path_).parent_path();
+  const std::string dir = parent_path.empty() ? std::string(".") : parent_path.string();
+  const Descriptor parent(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  // Some file systems cannot sync a directory: then the rename is as durable as they make it.
+  if (parent.get() >= 0 && ::fsync(parent.get()) != 0 && errno != EINVAL && errno != ENOTSUP) {
+    fail_io(dir, "syncing the directory failed", errno);
+  }
+}
+
+void write_text_file(const std::string& path, std::string_view text) {
+  AtomicFile file(path);
+  file.write(text.data(), static_cast<int64_t>(text.size()));
+  file.commit();
+}
+
+}  // namespace utrain
