@@ -1,0 +1,49 @@
+# The front door: thin over the CMake presets in CMakePresets.json. `make help` lists the targets.
+.DEFAULT_GOAL := build
+PRESET ?= cpu
+RANKS ?= 4
+JOBS ?= $(shell nproc)
+# mpirun refuses root and more ranks than cores unless it is told that both are meant.
+MPIRUN := mpirun $(if $(filter 0,$(shell id -u)),--allow-run-as-root) --oversubscribe --bind-to none
+
+.PHONY: help packages build run test test-asan lint format tools clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | column -t -s '	'
+
+packages:  ## installs the Debian packages that are missing (needs root only then)
+	@tools/packages build
+
+build: packages  ## builds ./utrain (PRESET=cpu|release|asan)
+	@cmake --preset $(PRESET) $(if $(wildcard build/$(PRESET)/build.ninja),>/dev/null)
+	@cmake --build --preset $(PRESET) --target utrain -j $(JOBS)
+	@ln -sf build/$(PRESET)/utrain utrain
+
+run: build  ## trains the quickstart on RANKS=4 ranks, to runs/quickstart/adapter
+	$(MPIRUN) -np $(RANKS) ./utrain input/quickstart.toml --run.overwrite=true
+
+test: build tools  ## builds and passes all tests
+	@cmake --build --preset cpu -j $(JOBS)
+	@ctest --preset cpu -j 2
+	@tools/.venv/bin/python -m unittest discover -s tests/tools
+	@$(MAKE) --no-print-directory test-asan
+
+# What reads files of others, and a training step on two ranks, under AddressSanitizer and UndefinedBehaviorSanitizer.
+ASAN_TESTS := json_test safetensors_test model_files_test peft_adapter_test architecture_test config_test token_data_set_test step_test
+test-asan: packages  ## the parsers and a 2-rank step under ASan and UBSan
+	@cmake --preset asan $(if $(wildcard build/asan/build.ninja),>/dev/null)
+	@cmake --build --preset asan --target utrain $(ASAN_TESTS) -j $(JOBS)
+	@cd build/asan && ASAN_OPTIONS=detect_leaks=0 ctest --output-on-failure -R "^($$(echo $(ASAN_TESTS) | tr ' ' '|'))$$"
+
+lint:  ## rooms, arrows, formatting
+	@tools/packages lint
+	@tools/lint
+
+format:  ## clang-format over everything
+	@clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+tools:  ## the Python environment of tools/prepare, tools/inspect and tools/plot
+	@tools/setup_venv
+
+clean:  ## removes what was built
+	rm -rf build utrain
