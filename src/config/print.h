@@ -3,10 +3,12 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "config/config.h"
+#include "config/keys.h"
 
 namespace utrain {
 
@@ -19,5 +21,17 @@ std::string help_config(const std::string& section);
 
 // {"section.key", JSON text} in the order of the table; null = unset (max_steps or epochs, ...).
 std::vector<std::pair<std::string, std::string>> config_values(const Config& config);
+
+// `"text"` with escapes that JSON and TOML share.
+std::string quoted(std::string_view text);
+
+// Shortest digits that read back to the same number, never those of an integer: "16.0".
+std::string number_text(double x);
+
+// The value as JSON, which also is its TOML.
+std::string value_text(const Key& key, const Config& config);
+
+// What the key may hold: "an integer from 1 to 4096".
+std::string wanted(const Key& key);
 
 }  // namespace utrain
