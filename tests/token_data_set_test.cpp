@@ -13,6 +13,13 @@
 #include "core/error.h"
 #include "token_files.h"
 
+// HDF5 1.10 itself loses a few hundred bytes when it refuses a damaged header; ours are counted as
+// open handles below.
+extern "C" const char* __lsan_default_suppressions();
+extern "C" const char* __lsan_default_suppressions() {
+  return "leak:libhdf5";
+}
+
 namespace utrain {
 namespace {
 
@@ -104,6 +111,13 @@ TEST(TokenDataSet, OtherObjectsAndAttributesAreIgnored) {
     ASSERT_GE(H5Awrite(attribute.id(), text.id(), &value), 0);
   }
   expect_equal(read_token_data_set(path, 100), small());
+}
+
+TEST(TokenDataSet, DocumentsMayAllBeEmpty) {
+  const TokenDataSet data = test::make_token_data_set({0, 0});
+  const std::string path = temp().file("nothing.h5");
+  test::write_token_data_set(path, data);
+  expect_equal(read_token_data_set(path, 100), data);
 }
 
 TEST(TokenDataSet, HashIsOfTheContents) {
@@ -393,6 +407,7 @@ TEST(TokenDataSet, RefusesBadFiles) {
     EXPECT_NE(message.find(bad.object), std::string::npos) << message;
     EXPECT_NE(message.find(bad.what), std::string::npos) << message;
     EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+    EXPECT_EQ(H5Fget_obj_count(H5F_OBJ_ALL, H5F_OBJ_ALL), 0);
   }
 }
 
@@ -447,6 +462,7 @@ TEST(TokenDataSet, DamagedFilesAreReadOrRefusedNeverWorse) {
     }
   }
   EXPECT_GE(n_refused, 50);
+  EXPECT_EQ(H5Fget_obj_count(H5F_OBJ_ALL, H5F_OBJ_ALL), 0);
 }
 
 }  // namespace
