@@ -1,0 +1,133 @@
+// Cross entropy of the head's logits, chunk by chunk, on the rows that have a target.
+#include "oracle.h"
+
+namespace utrain {
+namespace {
+
+constexpr double kDloss = 0.125;
+
+struct Loss {
+  Documents documents;
+  int64_t chunk;
+  Matrix x, W;
+
+  Loss(const std::vector<int64_t>& lengths, int64_t C, int64_t V, int64_t chunk, double spread = 1)
+      : documents(lengths, 2, V),
+        chunk(chunk),
+        x(random_matrix(documents.n_rows(), C, 1, spread)),
+        W(random_matrix(V, C, 2)) {
+    round_to_float(W);
+  }
+  struct Result {
+    Matrix loss, dx;
+  };
+  Result run(DType dtype, bool with_dx, double before = 0.0, double dloss = kDloss) const {
+    Operands operands(dtype);
+    const Tensor loss = operands.input(Matrix(1, 1, before), operands.backend().loss_dtype());
+    const Tensor dx = with_dx ? operands.output(x.rows, x.cols) : Tensor{};
+    operands.backend().cross_entropy(loss, dx, operands.input(x), operands.input(W),
+                                     operands.batch(documents), dloss,
+                                     operands.output(chunk, W.rows));
+    return {operands.read(loss), with_dx ? operands.read(dx) : Matrix()};
+  }
+  // dx holds dloss times the gradient: the number that the oracles choose goes in as dloss.
+  Operation operation() {
+    return {{&x},
+            [this](DType dtype) { return run(dtype, false).loss; },
+            [this](DType dtype, const Matrix& dy) {
+              return std::vector<Matrix>{run(dtype, true, 0.0, dy.real(0, 0)).dx};
+            }};
+  }
+};
+
+double definition(const Loss& loss) {
+  double total = 0.0;
+  for (int64_t m = 0; m < loss.documents.n_targets(); ++m) {
+    std::vector<double> logits(loss.W.rows);
+    double sum = 0.0;
+    for (int64_t v = 0; v < loss.W.rows; ++v) {
+      for (int64_t c = 0; c < loss.W.cols; ++c) {
+        logits[v] += loss.x.real(loss.documents.target_rows[m], c) * loss.W.real(v, c);
+      }
+      sum += std::exp(logits[v]);
+    }
+    total += std::log(sum) - logits[loss.documents.targets[m]];
+  }
+  return total;
+}
+
+TEST(CrossEntropy, IsItsDefinition) {
+  const Loss loss({9, 1, 7}, 5, 1100, 4);
+  const double found = loss.run(DType::f64, false).loss.real(0, 0), wanted = definition(loss);
+  EXPECT_LE(std::abs(found - wanted) / wanted, tolerance::kDouble);
+}
+
+TEST(CrossEntropy, ComplexStep) {
+  for (const int64_t chunk : {1, 3, 64}) {
+    expect_complex_step(Loss({5, 1, 4}, 3, 11, chunk).operation());
+  }
+}
+
+TEST(CrossEntropy, Adjoint) {
+  expect_adjoint(Loss({60, 1, 33}, 31, 600, 16).operation());
+}
+
+TEST(CrossEntropy, Float) {
+  Loss loss({60, 1, 33}, 65, 1100, 16);
+  round_to_float(loss.x);
+  const Loss::Result found = loss.run(DType::f32, true), wanted = loss.run(DType::f64, true);
+  EXPECT_LE(largest_error(found.loss, wanted.loss), tolerance::kFloatLoss);
+  expect_close(found.dx, wanted.dx, tolerance::kFloatMatmul);
+}
+
+TEST(CrossEntropy, SameBits) {
+  expect_same_bits(Loss({60, 1, 33}, 65, 1100, 16).operation(), {1, 1});
+  expect_same_bits(Loss({60, 1, 33}, 65, 1100, 16).operation(), {2, 2});
+}
+
+TEST(CrossEntropy, ChunksDoNotMatter) {
+  const Loss one({9, 1, 7}, 5, 40, 1), all({9, 1, 7}, 5, 40, 100);
+  const Loss::Result by_one = one.run(DType::f64, true), at_once = all.run(DType::f64, true);
+  EXPECT_LE(largest_error(by_one.loss, at_once.loss), tolerance::kDouble);
+  EXPECT_LE(largest_error(by_one.dx, at_once.dx), tolerance::kDouble);
+}
+
+TEST(CrossEntropy, LossIsAddedAndOtherRowsAreZero) {
+  const Loss loss({9, 1, 7}, 5, 40, 4);
+  const Loss::Result result = loss.run(DType::f64, true, 100.0);
+  const double alone = loss.run(DType::f64, false).loss.real(0, 0);
+  EXPECT_LE(std::abs(result.loss.real(0, 0) - 100.0 - alone) / 100.0, tolerance::kDouble);
+  std::vector<bool> has_target(loss.x.rows);
+  for (const int32_t row : loss.documents.target_rows) has_target[row] = true;
+  for (int64_t n = 0; n < loss.x.rows; ++n) {
+    double size = 0.0;
+    for (int64_t c = 0; c < 5; ++c) size += std::abs(result.dx.real(n, c));
+    EXPECT_EQ(size > 0.0, has_target[n]) << "row " << n;
+  }
+}
+
+TEST(CrossEntropy, NoTargets) {
+  const Loss loss({1, 1, 1}, 5, 40, 4);
+  ASSERT_EQ(loss.documents.n_targets(), 0);
+  const Loss::Result result = loss.run(DType::f32, true, 2.5);
+  EXPECT_EQ(result.loss.real(0, 0), 2.5);
+  EXPECT_TRUE(result.dx == Matrix(5, 5));
+}
+
+// Logits of some hundreds: without the maximum exp would overflow.
+TEST(CrossEntropy, LargeLogits) {
+  Loss loss({9}, 5, 40, 4, 300.0);
+  round_to_float(loss.x);
+  const Loss::Result found = loss.run(DType::f32, true), wanted = loss.run(DType::f64, true);
+  EXPECT_LE(largest_error(found.loss, wanted.loss), tolerance::kFloatLoss);
+  expect_close(found.dx, wanted.dx, tolerance::kFloatLargeScores);
+}
+
+TEST(CrossEntropy, RefusesTargetsOutsideTheVocabulary) {
+  Loss loss({9}, 5, 40, 4);
+  loss.documents.targets[0] = 40;
+  EXPECT_THROW(loss.run(DType::f32, true), Error);
+}
+
+}  // namespace
+}  // namespace utrain

@@ -1,0 +1,56 @@
+// Sums of squares of blocks of 1024.
+#include "oracle.h"
+
+namespace utrain {
+namespace {
+
+Matrix block_sums(DType dtype, const Matrix& x) {
+  Operands operands(dtype);
+  const Tensor sums = operands.output(1, x.cols / 1024, operands.backend().loss_dtype());
+  operands.backend().sum_of_squares(sums, operands.input(x));
+  return operands.read(sums);
+}
+
+// Integers up to 64: every square and every sum is exact, so any order gives these bits.
+TEST(GradNorm, IsExactOnIntegers) {
+  Matrix x(1, 5 * 1024), wanted(1, 5);
+  for (int64_t i = 0; i < x.cols; ++i) {
+    x.at(0, i) = static_cast<double>((i * 37) % 129 - 64);
+    wanted.at(0, i / 1024) += x.real(0, i) * x.real(0, i);
+  }
+  for (const DType dtype : {DType::f32, DType::f64, DType::c128}) {
+    EXPECT_TRUE(block_sums(dtype, x) == wanted) << name_of(dtype);
+  }
+}
+
+TEST(GradNorm, FloatIsSummedInDouble) {
+  Matrix x = random_matrix(1, 3 * 1024, 1);
+  round_to_float(x);
+  EXPECT_LE(largest_error(block_sums(DType::f32, x), block_sums(DType::f64, x)),
+            tolerance::kDouble);
+}
+
+TEST(GradNorm, ShowsWhatIsNotFinite) {
+  Matrix x(1, 2048, 1.0);
+  x.at(0, 1500) = std::numeric_limits<double>::infinity();
+  const Matrix sums = block_sums(DType::f32, x);
+  EXPECT_EQ(sums.real(0, 0), 1024.0);
+  EXPECT_TRUE(std::isinf(sums.real(0, 1)));
+}
+
+TEST(GradNorm, ThreadsDoNotMatter) {
+  const Matrix x = random_matrix(1, 9 * 1024, 1);
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(1);
+  const Matrix one = block_sums(DType::f32, x);
+  omp_set_num_threads(2);
+  EXPECT_TRUE(block_sums(DType::f32, x) == one);
+  omp_set_num_threads(before);
+}
+
+TEST(GradNorm, RefusesAPartOfABlock) {
+  EXPECT_THROW(block_sums(DType::f32, Matrix(1, 1023)), Error);
+}
+
+}  // namespace
+}  // namespace utrain

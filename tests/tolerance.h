@@ -1,0 +1,38 @@
+// Every bound of the tests, each with its reason: about ten times what was measured, which stands
+// in brackets. NMSE = sum |found - wanted|^2 / sum |wanted|^2. Relative errors are in units of the
+// largest element.
+#pragma once
+
+namespace utrain::tolerance {
+
+// Backward in double against the complex step of its own forward, relative: rounding of both, no
+// truncation [2.0e-15].
+inline constexpr double kComplexStep = 2e-14;
+// <dy, J v> - <J' dy, v> in units of the product of the norms: rounding of two long sums in double
+// [1.7e-16].
+inline constexpr double kAdjoint = 2e-15;
+// An operation in double against its definition written out, relative: other orders of summation
+// [5.1e-16].
+inline constexpr double kDouble = 5e-15;
+
+// float32 against double on equal inputs, NMSE; eps^2 / 12 = 1.2e-15 is one rounding.
+inline constexpr double kFloatElementwise =
+    1e-13;  // a few roundings an element, sums along a row [7.5e-15]
+inline constexpr double kFloatAttention =
+    1e-12;  // two products and exp of their difference [1.4e-13]
+inline constexpr double kFloatMatmul =
+    1e-12;  // sums of some hundred terms, softmax on top [1.5e-13]
+// Where scores are some hundreds, their rounding, eps * |score|, goes through exp [1.4e-10].
+inline constexpr double kFloatLargeScores = 1e-9;
+// float32 loss against double, relative: rounding of the logits, averaged over the targets
+// [3.8e-8].
+inline constexpr double kFloatLoss = 4e-7;
+// Three steps of AdamW in float32 against torch in double, relative: a few roundings [1.1e-7].
+inline constexpr double kFloatAdamW = 1e-6;
+// exp of float32, relative to a normal result: what cpu/exp.h promises [8.7e-8].
+inline constexpr double kFloatExp = 2e-7;
+
+// Share of elements that dropout keeps: five standard deviations of 1e5 trials at p = 0.25 [two].
+inline constexpr double kDropoutRate = 7e-3;
+
+}  // namespace utrain::tolerance
