@@ -13,6 +13,7 @@ import re
 from typing import NamedTuple
 
 from .chat_template import TemplateFault
+from .errors import BAD_FILE, UserError
 
 PLACEHOLDER = "placeholder5d7c1e90reply"
 NEVER = re.compile(r"(?!)")
@@ -35,8 +36,11 @@ class ReplyFinder:
         self.special = re.compile("|".join(map(re.escape, longest_first))) if special_tokens else NEVER
         question, reply = {"role": "user", "content": "a"}, {"role": "assistant", "content": PLACEHOLDER}
         self.has_generation_prompt = self.render([question], None, True) != self.render([question], None)
-        probe = self.render([question, reply], None) or ""
-        at = probe.find(PLACEHOLDER)
+        probe = self.render([question, reply], None)
+        at = probe.find(PLACEHOLDER) if probe else -1
+        if probe and at < 0:
+            raise UserError(BAD_FILE, "chat template", "does not write a message whose content is a text",
+                            "use the template of a text model")
         found = self.special.search(probe, at + len(PLACEHOLDER)) if at >= 0 else None
         self.end_token = found.group() if found else None
 
@@ -55,31 +59,34 @@ class ReplyFinder:
         return text, [span for i, span in zip(turns, spans) if i >= first_target]
 
     def span_of_turn(self, text, messages, tools, turn):
-        hole = self.place_of_content(text, messages, tools, turn) if is_plain(messages[turn]) else None
+        hole = None if "tool_calls" in messages[turn] else self.place_of_content(text, messages, tools, turn)
         begin = self.begin_of_turn(text, messages, tools, turn, hole)
         until_end = self.render(messages[:turn + 1], tools)
         if until_end is not None and len(until_end) >= begin and text.startswith(until_end):
             return self.with_end_token(text, begin, len(until_end), hole[1] if hole else None)
         if hole:
-            token = self.special.match(text, end_of_space(text, hole[1]))
-            return Span(begin, token.end(), True) if token else Span(begin, hole[1], False)
+            token = self.special.match(text, end_of_space(text, hole[1])) if self.end_token else None
+            return Span(begin, token.end() if token else hole[1], bool(token))
         # Tool calls in a turn that is rewritten: its end token is the last one before the content of the next message.
         next_hole = self.place_of_content(text, messages, tools, turn + 1) if turn + 1 < len(messages) else None
         if next_hole and self.end_token:
             at = text.rfind(self.end_token, begin, next_hole[0])
             if at >= 0:
                 return Span(begin, at + len(self.end_token), True)
-        raise Uncertain(f"where reply {turn} ends in the rendering is not certain")
+        raise Uncertain(f"where the reply in message {turn} ends in the rendering is not certain")
 
     def begin_of_turn(self, text, messages, tools, turn, hole):
         prompt = self.render(messages[:turn], tools, True)
-        is_prefix = prompt is not None and text.startswith(prompt)
-        # Without a generation prompt the template writes the header of a reply together with the reply.
-        if is_prefix and (self.has_generation_prompt or not hole):
-            return len(prompt)
-        if hole:
-            return hole[0]
-        raise Uncertain(f"where reply {turn} begins in the rendering is not certain")
+        if prompt is not None and text.startswith(prompt):
+            # Without a generation prompt the template writes the header of a reply, if any, together with the reply.
+            if self.has_generation_prompt or not hole or not text[len(prompt):hole[0]].strip():
+                return len(prompt)
+        # The header is what stands before a plain reply in the same place.
+        plain = messages[:turn] + [{"role": "assistant", "content": PLACEHOLDER}] + messages[turn + 1:]
+        header = (self.render(plain, tools) or "").partition(PLACEHOLDER)
+        if header[1] and text.startswith(header[0]) and (hole is None or len(header[0]) <= hole[0]):
+            return len(header[0])
+        raise Uncertain(f"where the reply in message {turn} begins in the rendering is not certain")
 
     def with_end_token(self, text, begin, end, content_end):
         """The span from begin, cut or extended so that it ends with the token that ends the turn, where there is one.
@@ -94,10 +101,18 @@ class ReplyFinder:
         if content_end is not None:
             token = self.special.match(text, end_of_space(text, content_end))
             if token and (token.end() <= end or token.group() == self.end_token):
-                return Span(begin, token.end(), True)
+                return Span(begin, self.end_of_adjacent_tokens(text, token.end(), end), True)
         if ends_with_token:
             return Span(begin, stripped, True)
         return Span(begin, content_end if content_end is not None else stripped, False)
+
+    def end_of_adjacent_tokens(self, text, position, end):
+        """Some templates end a reply with two tokens, one for its content and one for the turn."""
+        token = self.special.match(text, position)
+        while token and token.end() <= end:
+            position = token.end()
+            token = self.special.match(text, position)
+        return position
 
     def place_of_content(self, text, messages, tools, index):
         """[begin, end) of a message's content in text, or None: found by a rendering that differs in this content only."""
@@ -117,11 +132,6 @@ class ReplyFinder:
             return self.template.render(messages, tools, add_generation_prompt)
         except TemplateFault:  # parts of a conversation need not be one
             return None
-
-
-def is_plain(message):
-    """A message whose rendering is its content, between a header and an end."""
-    return set(message) <= {"role", "content", "name"}
 
 
 def end_of_space(text, position):
