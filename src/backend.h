@@ -166,6 +166,8 @@ class Backend {
 
 std::unique_ptr<Backend> make_cpu_backend(
     DType dtype);             // f32: the CPU backend; f64, c128: the oracles
+void set_cpu_threads(int n);  // of the CPU backend, in this process
+std::string cpu_blas();       // for --version
 bool cuda_is_built();         // false: this binary was made without CUDA
 std::string cuda_versions();  // for --version: toolkit and NCCL, or why there are none
 

@@ -45,6 +45,12 @@ std::string hdf5_reason() {
   return reason.empty() ? "HDF5 gives no reason" : reason;
 }
 
+std::string hdf5_version() {
+  unsigned major = 0, minor = 0, release = 0;
+  H5get_libversion(&major, &minor, &release);
+  return fmt::format("{}.{}.{}", major, minor, release);
+}
+
 Hdf5Reader::Hdf5Reader(const std::string& path) : path_(path) {
   struct stat status;
   if (::stat(path.c_str(), &status) != 0) {

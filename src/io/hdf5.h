@@ -40,6 +40,7 @@ class Hdf5Handle {
 
 // Why the last HDF5 call of this thread failed, in one line.
 std::string hdf5_reason();
+std::string hdf5_version();  // of the library in use, "1.10.8"
 
 // An HDF5 file open for reading. Every function throws bad_file (3) with the path and the object's
 // name.

@@ -82,17 +82,19 @@ std::vector<std::string> read_target_modules(const JsonObjectReader& config) {
           fmt::format("{} found (a regular expression): not supported", describe(config.at(kKey))),
           "list the projections, or say \"all-linear\"");
     }
-    return {kProjections.begin(), kProjections.end()};
+    return {kProjectionNames.begin(), kProjectionNames.end()};
   }
   const std::vector<std::string> names = config.strings(kKey);
   if (names.empty()) config.fail_key(kKey, "empty list found", "name at least one projection");
   for (const std::string& name : names) {
-    if (std::find(kProjections.begin(), kProjections.end(), name) != kProjections.end()) continue;
-    config.fail_key(kKey, fmt::format("{} found: not supported", describe(Json(name))),
-                    fmt::format("only these can be trained: {}", fmt::join(kProjections, ", ")));
+    if (std::find(kProjectionNames.begin(), kProjectionNames.end(), name) != kProjectionNames.end())
+      continue;
+    config.fail_key(
+        kKey, fmt::format("{} found: not supported", describe(Json(name))),
+        fmt::format("only these can be trained: {}", fmt::join(kProjectionNames, ", ")));
   }
   std::vector<std::string> sorted;
-  for (const std::string_view projection : kProjections) {
+  for (const std::string_view projection : kProjectionNames) {
     if (std::find(names.begin(), names.end(), projection) != names.end()) {
       sorted.emplace_back(projection);
     }
@@ -185,16 +187,10 @@ SafetensorsFile open_adapter_weights(const std::string& dir) {
   return SafetensorsFile(path, ExitCode::bad_file);
 }
 
-std::string module_of_projection(std::string_view projection) {
-  const auto place = std::find(kProjections.begin(), kProjections.end(), projection);
-  ASSERT(place != kProjections.end());
-  return fmt::format("{}.{}", place - kProjections.begin() < 4 ? "self_attn" : "mlp", projection);
-}
-
-std::string adapter_tensor_name(int64_t layer, std::string_view projection, char matrix) {
+std::string adapter_tensor_name(int64_t layer, Projection projection, char matrix) {
   ASSERT(layer >= 0 && (matrix == 'A' || matrix == 'B'));
   return fmt::format("base_model.model.model.layers.{}.{}.lora_{}.weight", layer,
-                     module_of_projection(projection), matrix);
+                     module_of(projection), matrix);
 }
 
 }  // namespace utrain

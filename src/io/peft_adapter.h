@@ -9,13 +9,10 @@
 #include <string_view>
 #include <vector>
 
+#include "core/projection.h"
 #include "io/safetensors.h"
 
 namespace utrain {
-
-// Canonical order, the index of a projection everywhere.
-inline constexpr std::array<std::string_view, 7> kProjections = {
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
 
 struct AdapterConfig {
   int64_t r = 0;
@@ -35,10 +32,7 @@ void write_adapter_config(const std::string& dir,
 SafetensorsFile open_adapter_weights(const std::string& dir);
 std::string adapter_weights_path(const std::string& dir);
 
-// "base_model.model.model.layers.L.self_attn.q_proj.lora_A.weight"; projection of kProjections,
-// matrix 'A' or 'B'.
-std::string adapter_tensor_name(int64_t layer, std::string_view projection, char matrix);
-// "self_attn.q_proj", "mlp.up_proj": where a projection hangs in its layer.
-std::string module_of_projection(std::string_view projection);
+// "base_model.model.model.layers.L.self_attn.q_proj.lora_A.weight"; matrix 'A' or 'B'.
+std::string adapter_tensor_name(int64_t layer, Projection projection, char matrix);
 
 }  // namespace utrain

@@ -1,0 +1,231 @@
+#include "app/commands.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <optional>
+
+#include "app/dump.h"
+#include "app/progress.h"
+#include "app/report.h"
+#include "app/run_directory.h"
+#include "app/version.h"
+#include "comm/mpi_collectives.h"
+#include "config/print.h"
+#include "core/host_memory.h"
+
+namespace utrain {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Command = CommandLine::Command;
+
+constexpr int kMostBadSteps = 3;  // in a row
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// OMP_NUM_THREADS where the user set it, else this rank's share of the node's cores.
+int threads_of_rank(const World& world) {
+  const char* given = std::getenv("OMP_NUM_THREADS");
+  const int asked = given != nullptr ? std::atoi(given) : 0;
+  return asked > 0 ? asked : world.cores_per_rank();
+}
+
+// Bytes a rank may plan for. What the system itself needs is left to it.
+int64_t memory_budget(const World& world) {
+  int64_t available = 0;
+  world.together([&] { available = available_memory(); });
+  return static_cast<int64_t>(0.9 * static_cast<double>(available)) / world.local_size();
+}
+
+struct Prepared {
+  Job job;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Collectives> collectives;
+  std::vector<Recompute> policy;
+  std::unique_ptr<Trainer> trainer;
+  RunFacts facts;
+};
+
+// Everything short of taking the memory: what --check checks.
+Prepared prepare(const CommandLine& command_line, const World& world) {
+  Prepared p;
+  Config config;
+  world.agree("the build of utrain", build_identity());
+  world.together([&] { config = read_config(command_line.input, command_line.overrides); });
+  world.agree("the configuration", print_config(config));
+  world.together([&] {
+    p.job = read_job(config, world.size());
+    if (command_line.dump.empty()) check_run_directory(config.run.dir, config.run.overwrite);
+  });
+  world.agree("the contents of data.train and data.eval",
+              fmt::format("{:016x} {:016x}", p.job.train.hash, p.job.eval.hash));
+
+  const int threads = threads_of_rank(world);
+  set_cpu_threads(threads);
+  p.backend = make_cpu_backend(DType::f32);
+  p.collectives = std::make_unique<MpiCollectives>(world);
+  const int64_t budget = -p.collectives->all_reduce_max(-memory_budget(world));
+  world.together([&] { p.policy = choose_recompute(p.job, *p.backend, *p.collectives, budget); });
+  p.trainer = std::make_unique<Trainer>(p.job, *p.backend, *p.collectives, p.policy);
+  p.facts = {
+      fmt::format("{}, {} thread{} a rank", p.backend->name(), threads, threads == 1 ? "" : "s"),
+      p.backend->dtype(), world.size(), world.n_nodes(), world.hosts()};
+  if (world.rank() == 0) {
+    fmt::print("{}",
+               start_table(p.job, p.facts, p.trainer->arena(), p.policy, p.trainer->adapters()));
+    std::fflush(stdout);
+  }
+  return p;
+}
+
+// The loop around the step: evaluation, metrics, progress, the end. Rank 0 has the run directory
+// and the progress.
+class Run {
+ public:
+  Run(Prepared& prepared, const World& world, Clock::time_point start, int64_t n_steps)
+      : p_(prepared), world_(world), start_(start), n_steps_(n_steps) {
+    const Config& c = p_.job.config;
+    world_.first_rank([&] { directory_.emplace(c.run.dir, c.run.overwrite); });
+    if (world_.rank() == 0) progress_.emplace(n_steps_, c.log.every, c.is_given("log.every"));
+  }
+
+  void train() {
+    const int64_t every = p_.job.config.eval.every;
+    totals_.start_seconds = seconds_since(start_);
+    int bad_steps = 0;
+    for (int64_t step = 1; step <= n_steps_; ++step) {
+      const StepStats stats = p_.trainer->train_step(step);
+      count(stats);
+      if (directory_) directory_->write_metrics(stats);
+      if (progress_) progress_->step(stats);
+      bad_steps = stats.skipped ? bad_steps + 1 : 0;
+      if (bad_steps == kMostBadSteps) fail_diverged(stats);
+      if (p_.job.has_eval() && ((every > 0 && step % every == 0) || step == n_steps_))
+        evaluate(step);
+    }
+  }
+
+  void save() {
+    const auto begin = Clock::now();
+    world_.first_rank([&] {
+      totals_.adapter_path = directory_->adapter_path();
+      totals_.adapter_tensors =
+          save_adapter(totals_.adapter_path, p_.trainer->adapters(), p_.job.config);
+      directory_->write_text("input.resolved.toml", print_config(p_.job.config));
+    });
+    totals_.save_seconds = seconds_since(begin);
+  }
+
+  void finish(ExitCode code) {
+    totals_.exit_code = static_cast<int>(code);
+    totals_.wall_seconds = seconds_since(start_);
+    const std::vector<double> peaks = world_.gather(static_cast<double>(peak_memory()));
+    totals_.peak_memory = static_cast<int64_t>(*std::max_element(peaks.begin(), peaks.end()));
+    world_.first_rank([&] {
+      directory_->write_text("summary.json", summary_json(p_.job, p_.facts, *p_.trainer, totals_));
+    });
+  }
+
+  void print_end() {
+    if (world_.rank() != 0) return;
+    progress_.reset();
+    fmt::print("{}", end_summary(p_.job, p_.facts, *p_.trainer, totals_));
+    std::fflush(stdout);
+  }
+
+ private:
+  void count(const StepStats& s) {
+    if (totals_.steps++ == 0) totals_.first_loss = s.loss;
+    totals_.last_loss = s.loss;
+    totals_.skipped += s.skipped ? 1 : 0;
+    totals_.tokens += s.tokens;
+    totals_.target_tokens += s.target_tokens;
+    totals_.step_seconds += s.seconds;
+  }
+
+  void evaluate(int64_t step) {
+    const EvalStats stats = p_.trainer->evaluate([&] {
+      if (progress_) progress_->busy(fmt::format("step {}: evaluating", step));
+    });
+    if (totals_.n_evaluations++ == 0) totals_.first_eval_loss = stats.loss;
+    totals_.last_eval_loss = stats.loss;
+    if (directory_) directory_->write_metrics(step, stats);
+    if (progress_) progress_->evaluation(step, stats);
+  }
+
+  [[noreturn]] void fail_diverged(const StepStats& stats) {
+    finish(ExitCode::diverged);
+    progress_.reset();
+    throw SharedError(
+        ExitCode::diverged,
+        fmt::format(
+            "step {}: loss or gradient norm not finite in {} steps in a row; lower train.lr, "
+            "raise train.warmup_steps, or look for damaged weights and data",
+            stats.step, kMostBadSteps));
+  }
+
+  Prepared& p_;
+  const World& world_;
+  Clock::time_point start_;
+  int64_t n_steps_;
+  std::optional<RunDirectory> directory_;
+  std::optional<Progress> progress_;
+  RunTotals totals_;
+};
+
+void train(const CommandLine& command_line, const World& world, Clock::time_point start) {
+  Prepared p = prepare(command_line, world);
+  const bool dry = command_line.dry_run > 0;
+  const int64_t n_steps =
+      dry ? std::min(command_line.dry_run, p.job.total_steps) : p.job.total_steps;
+  Run run(p, world, start, n_steps);
+  world.together([&] { p.trainer->load(); });
+  run.train();
+  if (!dry) {
+    run.save();
+    run.finish(ExitCode::done);
+  }
+  run.print_end();
+}
+
+}  // namespace
+
+bool run_without_ranks(const CommandLine& command_line) {
+  switch (command_line.command) {
+    case Command::help: fmt::print("{}", help_text()); return true;
+    case Command::help_config:
+      fmt::print("{}", help_config(command_line.help_section));
+      return true;
+    case Command::version: fmt::print("{}", version_text()); return true;
+    default: return false;
+  }
+}
+
+ExitCode run_command(const CommandLine& command_line, const World& world) {
+  const auto start = Clock::now();
+  if (command_line.command == Command::print_config) {
+    world.together([&] {
+      const Config config = read_config(command_line.input, command_line.overrides);
+      if (world.rank() == 0) fmt::print("{}", print_config(config));
+    });
+  } else if (command_line.command == Command::check) {
+    prepare(command_line, world);
+    if (world.rank() == 0)
+      fmt::print("{}: everything checked, nothing found wrong\n", command_line.input);
+  } else if (!command_line.dump.empty()) {
+    Prepared p = prepare(command_line, world);
+    world.together([&] { p.trainer->load(); });
+    write_dump(command_line.dump, p.job, *p.trainer, world, *p.collectives);
+  } else {
+    train(command_line, world, start);
+  }
+  return ExitCode::done;
+}
+
+}  // namespace utrain

@@ -1,0 +1,170 @@
+#include "app/report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "app/progress.h"
+#include "app/version.h"
+#include "config/print.h"
+#include "io/json.h"
+
+namespace utrain {
+
+namespace {
+
+std::string text_of_parameters(int64_t n) {
+  const auto d = static_cast<double>(n);
+  return d >= 1e9 ? fmt::format("{:.2f} B", d * 1e-9) : fmt::format("{:.2f} M", d * 1e-6);
+}
+
+std::string text_of_policy(const std::vector<Recompute>& policy) {
+  const auto count = [&](Recompute r) { return std::count(policy.begin(), policy.end(), r); };
+  std::string text;
+  const auto add = [&](Recompute r, const char* what) {
+    if (count(r) > 0)
+      text += fmt::format("{}{} of {} layers {}", text.empty() ? "" : ", ", count(r), policy.size(),
+                          what);
+  };
+  add(Recompute::keep, "keep all");
+  add(Recompute::mlp, "compute the MLP again");
+  add(Recompute::block, "compute the block again");
+  return text;
+}
+
+std::string text_of_hosts(const RunFacts& facts) {
+  const std::set<std::string> hosts(facts.hosts.begin(), facts.hosts.end());
+  std::string text;
+  size_t shown = 0;
+  for (const std::string& host : hosts) {
+    if (++shown > 4) return text + fmt::format(", ... ({} hosts)", hosts.size());
+    text += (text.empty() ? "" : ", ") + host;
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string start_table(const Job& job, const RunFacts& facts, const Arena& arena,
+                        const std::vector<Recompute>& policy, const Adapters& adapters) {
+  const Architecture& a = job.architecture;
+  const Config& c = job.config;
+  std::string out;
+  const auto row = [&](const char* name, const std::string& text) {
+    out += fmt::format("  {:<11}{}\n", name, text);
+  };
+  out += fmt::format("utrain {} ({})\n", version(), revision());
+  row("model", fmt::format("{} ({}, {} parameters, {} layers of {} x {}, {} heads, {} key heads){}",
+                           c.model.path, a.model_type, text_of_parameters(a.n_parameters()),
+                           a.n_layers, a.hidden_size, a.intermediate_size, a.n_heads, a.n_kv_heads,
+                           c.model.init == "random" ? ", random weights" : ""));
+  row("adapters", fmt::format("{} trainable ({:.3f} %), r {}, alpha {}, dropout {}{}",
+                              text_of_parameters(adapters.layout().n_parameters()),
+                              100.0 * static_cast<double>(adapters.layout().n_parameters()) /
+                                  static_cast<double>(a.n_parameters()),
+                              job.lora.r, job.lora.alpha, c.lora.dropout,
+                              c.lora.init_from.empty() ? "" : ", from " + c.lora.init_from));
+  row("ranks", fmt::format("{} on {} node{} ({}), backend {}, {}", facts.ranks, facts.n_nodes,
+                           facts.n_nodes == 1 ? "" : "s", text_of_hosts(facts), facts.backend,
+                           name_of(facts.dtype)));
+  const auto data_row = [&](const char* name, const std::string& path, const Rows& rows) {
+    row(name, fmt::format("{}: {} documents in {} rows, {} tokens, {} targets", path,
+                          text_of_count(static_cast<double>(rows.n_documents_kept)),
+                          text_of_count(static_cast<double>(rows.n_rows())),
+                          text_of_count(static_cast<double>(rows.n_tokens)),
+                          text_of_count(static_cast<double>(rows.n_targets))));
+  };
+  data_row("data", c.data.train, job.train_rows);
+  if (job.has_eval()) data_row("eval", c.data.eval, job.eval_rows);
+  row("steps", fmt::format("{} of {} rows ({} rows a pass and rank), {} an epoch", job.total_steps,
+                           job.global_batch_size, c.train.micro_batch_size, job.steps_per_epoch));
+  row("recompute", text_of_policy(policy));
+  std::string memory = fmt::format("{} a rank:", text_of_bytes(arena.bytes()));
+  for (const MemoryClass m : kMemoryClasses)
+    memory += fmt::format(" {} {}", name_of(m), text_of_bytes(arena.bytes(m)));
+  row("memory", memory);
+  for (const std::string& warning : job.warnings) row("warning", warning);
+  return out;
+}
+
+std::string summary_json(const Job& job, const RunFacts& facts, const Trainer& trainer,
+                         const RunTotals& totals) {
+  Json config = Json::object();
+  for (const auto& [key, text] : config_values(job.config)) config.set(key, parse_json(text, key));
+  Json model = Json::object();
+  model.set("model_type", job.architecture.model_type)
+      .set("parameters", job.architecture.n_parameters());
+  model.set("trainable_parameters", trainer.adapters().layout().n_parameters());
+  Json hosts = Json::array();
+  for (const std::string& host : facts.hosts) hosts.push_back(host);
+  Json seconds = Json::object();
+  seconds.set("start", totals.start_seconds);
+  for (size_t i = 0; i < kPhaseNames.size(); ++i) {
+    seconds.set(kPhaseNames[i], trainer.phase_seconds(static_cast<Phase>(i)));
+  }
+  seconds.set("save", totals.save_seconds).set("wall", totals.wall_seconds);
+  Json memory = Json::object();
+  for (const MemoryClass m : kMemoryClasses)
+    memory.set(std::string(name_of(m)), trainer.arena().bytes(m));
+  memory.set("process", totals.peak_memory);
+
+  Json s = Json::object();
+  s.set("version", version()).set("revision", revision()).set("config", config).set("model", model);
+  s.set("ranks", facts.ranks)
+      .set("hosts", hosts)
+      .set("backend", facts.backend)
+      .set("gpus", Json::array());
+  s.set("dtype", name_of(facts.dtype))
+      .set("steps", totals.steps)
+      .set("skipped_steps", totals.skipped);
+  s.set("tokens", totals.tokens).set("target_tokens", totals.target_tokens);
+  s.set("first_loss", totals.first_loss).set("last_loss", totals.last_loss);
+  if (totals.n_evaluations > 0) {
+    s.set("first_eval_loss", totals.first_eval_loss).set("last_eval_loss", totals.last_eval_loss);
+  }
+  s.set("tokens_per_second",
+        totals.step_seconds > 0.0 ? static_cast<double>(totals.tokens) / totals.step_seconds : 0.0);
+  s.set("seconds", seconds).set("peak_memory_bytes", memory);
+  s.set("adapter", totals.adapter_path.empty() ? Json() : Json(totals.adapter_path))
+      .set("exit_code", totals.exit_code);
+  return to_pretty_text(s) + "\n";
+}
+
+std::string end_summary(const Job& job, const RunFacts& facts, const Trainer& trainer,
+                        const RunTotals& totals) {
+  std::string out;
+  const auto row = [&](const char* name, const std::string& text) {
+    out += fmt::format("  {:<11}{}\n", name, text);
+  };
+  const double rate =
+      totals.step_seconds > 0.0 ? static_cast<double>(totals.tokens) / totals.step_seconds : 0.0;
+  out += fmt::format("utrain finished: {} of {} steps in {}\n", totals.steps, job.total_steps,
+                     text_of_seconds(totals.wall_seconds));
+  row("speed", fmt::format("{} tokens/s ({} a rank), {} tokens, {} of them targets",
+                           text_of_count(rate), text_of_count(rate / facts.ranks),
+                           text_of_count(static_cast<double>(totals.tokens)),
+                           text_of_count(static_cast<double>(totals.target_tokens))));
+  row("loss",
+      fmt::format("{:.4f} -> {:.4f}{}{}", totals.first_loss, totals.last_loss,
+                  totals.n_evaluations > 0
+                      ? fmt::format(", eval {:.4f} -> {:.4f}", totals.first_eval_loss,
+                                    totals.last_eval_loss)
+                      : "",
+                  totals.skipped > 0 ? fmt::format(", {} steps skipped", totals.skipped) : ""));
+  std::string split = fmt::format("start {}", text_of_seconds(totals.start_seconds));
+  for (size_t i = 0; i < kPhaseNames.size(); ++i) {
+    split += fmt::format(", {} {}", kPhaseNames[i],
+                         text_of_seconds(trainer.phase_seconds(static_cast<Phase>(i))));
+  }
+  row("time", split + fmt::format(", save {}", text_of_seconds(totals.save_seconds)));
+  row("memory",
+      fmt::format("{} planned a rank, {} at most in use by a rank's process",
+                  text_of_bytes(trainer.arena().bytes()), text_of_bytes(totals.peak_memory)));
+  if (!totals.adapter_path.empty()) {
+    row("adapter", fmt::format("{} ({} tensors, read back and equal)", totals.adapter_path,
+                               totals.adapter_tensors));
+  }
+  return out;
+}
+
+}  // namespace utrain

@@ -1,0 +1,162 @@
+#include "app/run_directory.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+
+#include "io/file.h"
+#include "io/peft_adapter.h"
+#include "io/safetensors.h"
+
+namespace utrain {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+[[noreturn]] void fail_io(const std::string& path, const std::string& what, int error) {
+  fail(ExitCode::io, path, fmt::format("{}: {}", what, std::strerror(error)),
+       "check space, quota and permissions");
+}
+
+bool holds_finished_run(const std::string& dir) {
+  const std::string path = dir + "/summary.json";
+  if (!fs::exists(path)) return false;
+  const Json summary = parse_json(read_text_file(path, 64 << 20), path);
+  const Json* code = summary.is_object() ? summary.find("exit_code") : nullptr;
+  return code != nullptr && code->is_integer() && code->as_int64() == 0;
+}
+
+}  // namespace
+
+void check_run_directory(const std::string& dir, bool overwrite) {
+  std::error_code ignored;
+  if (fs::exists(dir, ignored) && !fs::is_directory(dir, ignored)) {
+    fail(ExitCode::usage, dir, "run.dir is a file, wanted a directory", "name another run.dir");
+  }
+  if (!overwrite && holds_finished_run(dir)) {
+    fail(ExitCode::usage, dir, "holds a finished run",
+         "name another run.dir, or set run.overwrite = true to lose that run");
+  }
+}
+
+RunDirectory::RunDirectory(const std::string& dir, bool overwrite) : dir_(dir) {
+  check_run_directory(dir, overwrite);
+  std::error_code error;
+  fs::create_directories(dir, error);
+  if (error) fail_io(dir, "cannot make run.dir", error.value());
+  const std::string lock = dir + "/.lock";
+  lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (lock_ < 0) fail_io(lock, "cannot open", errno);
+  if (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
+    fail(ExitCode::usage, dir, "is in use by another running utrain",
+         "wait for it, or name another run.dir");
+  }
+  check_run_directory(dir, overwrite);  // a run may have finished before the lock was ours
+  for (const char* name : {"metrics.jsonl", "summary.json", "adapter"}) {
+    fs::remove_all(fs::path(dir) / name, error);
+    if (error)
+      fail_io((fs::path(dir) / name).string(), "cannot remove what an earlier run left",
+              error.value());
+  }
+  const std::string metrics = dir + "/metrics.jsonl";
+  metrics_ = open(metrics.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
+  if (metrics_ < 0) fail_io(metrics, "cannot open", errno);
+}
+
+RunDirectory::~RunDirectory() {
+  if (metrics_ >= 0) close(metrics_);
+  if (lock_ >= 0) close(lock_);
+}
+
+void RunDirectory::write_line(const Json& line) {
+  const std::string text = to_text(line) + "\n";
+  size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t n = write(metrics_, text.data() + done, text.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0)
+      fail_io(dir_ + "/metrics.jsonl", fmt::format("cannot write {} bytes", text.size()), errno);
+    done += static_cast<size_t>(n);
+  }
+}
+
+void RunDirectory::write_metrics(const StepStats& s) {
+  Json line = Json::object();
+  line.set("step", s.step)
+      .set("epoch", s.epoch)
+      .set("loss", s.loss)
+      .set("grad_norm", s.grad_norm)
+      .set("lr", s.lr);
+  line.set("target_tokens", s.target_tokens)
+      .set("tokens", s.tokens)
+      .set("step_ms", s.seconds * 1e3);
+  line.set("tokens_per_second", static_cast<double>(s.tokens) / s.seconds);
+  if (s.skipped) line.set("skipped", true);
+  write_line(line);
+}
+
+void RunDirectory::write_metrics(int64_t step, const EvalStats& stats) {
+  Json line = Json::object();
+  line.set("step", step)
+      .set("eval_loss", stats.loss)
+      .set("eval_target_tokens", stats.target_tokens);
+  write_line(line);
+}
+
+void RunDirectory::write_text(const std::string& name, const std::string& text) {
+  write_text_file(dir_ + "/" + name, text);
+}
+
+int64_t save_adapter(const std::string& dir, const Adapters& adapters, const Config& config) {
+  const std::vector<float> flat = adapters.parameters_on_host();
+  const auto& tensors = adapters.layout().tensors();
+  std::error_code error;
+  fs::create_directories(dir, error);
+  if (error) fail_io(dir, "cannot make the adapter directory", error.value());
+  {
+    SafetensorsWriter writer(adapter_weights_path(dir));
+    for (const Trainable& t : tensors) writer.declare(t.name, FileDType::f32, {t.rows, t.cols});
+    for (const Trainable& t : tensors) {
+      writer.write(t.name, &flat[static_cast<size_t>(t.offset)],
+                   t.rows * t.cols * static_cast<int64_t>(sizeof(float)));
+    }
+    writer.commit();
+  }
+  const Config::Lora& lora = config.lora;
+  write_adapter_config(dir, {lora.r, lora.alpha, lora.dropout, lora.use_rslora, lora.target_modules,
+                             config.model.path});
+
+  const SafetensorsFile back = open_adapter_weights(dir);
+  bool b_is_zero = true;
+  for (const Trainable& t : tensors) {
+    const StoredTensor* stored = back.find(t.name);
+    std::vector<float> values(static_cast<size_t>(t.rows * t.cols));
+    if (stored != nullptr && stored->n_elem() == t.rows * t.cols) {
+      read_elements(*stored, 0, t.rows * t.cols, values.data());
+    }
+    if (!std::equal(values.begin(), values.end(), flat.begin() + t.offset) ||
+        !std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); })) {
+      fail(ExitCode::io, dir,
+           fmt::format("{} reads back with other values than were written", t.name),
+           "the file system may be faulty; run again elsewhere");
+    }
+    b_is_zero &= t.which != 'B' ||
+                 std::all_of(values.begin(), values.end(), [](float x) { return x == 0.0f; });
+  }
+  if (b_is_zero) {
+    fmt::print(stderr,
+               "utrain: warning: {}: every B is zero, the adapter changes nothing (was lr 0 in all "
+               "steps?)\n",
+               dir);
+  }
+  return static_cast<int64_t>(tensors.size());
+}
+
+}  // namespace utrain

@@ -1,0 +1,47 @@
+// The run directory: metrics.jsonl, adapter/, summary.json, input.resolved.toml. Used by rank 0
+// alone; a lock keeps a second job out while this one lives.
+#pragma once
+
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "config/config.h"
+#include "io/json.h"
+#include "train/trainer.h"
+
+namespace utrain {
+
+// Fails (usage) where dir holds a finished run and overwrite is off, or is no directory. Reads
+// only.
+void check_run_directory(const std::string& dir, bool overwrite);
+
+class RunDirectory {
+ public:
+  // Checks, creates, locks, and clears what an unfinished or overwritten run left. Fails with
+  // usage, or io.
+  RunDirectory(const std::string& dir, bool overwrite);
+  ~RunDirectory();
+  RunDirectory(const RunDirectory&) = delete;
+  RunDirectory& operator=(const RunDirectory&) = delete;
+
+  const std::string& path() const { return dir_; }
+  std::string adapter_path() const { return dir_ + "/adapter"; }
+  // One line each, on disk when the call returns. Fails with io.
+  void write_metrics(const StepStats& stats);
+  void write_metrics(int64_t step, const EvalStats& stats);
+  void write_text(const std::string& name, const std::string& text);
+
+ private:
+  void write_line(const Json& line);
+
+  std::string dir_;
+  int lock_ = -1;
+  int metrics_ = -1;
+};
+
+// adapter_config.json and adapter_model.safetensors, float32, as PEFT has them; then read back and
+// compared: finite, and a warning where every B is zero. Returns the number of tensors.
+int64_t save_adapter(const std::string& dir, const Adapters& adapters, const Config& config);
+
+}  // namespace utrain

@@ -1,0 +1,71 @@
+// Starts MPI, reads the command line, runs the command. The only catch, the only MPI_Abort.
+#include <fmt/core.h>
+
+#include <cstdlib>
+#include <new>
+#include <string>
+
+#include "app/commands.h"
+
+namespace {
+
+using utrain::Error;
+using utrain::ExitCode;
+
+// One line for each problem, all with the prefix that tells them from the launcher's.
+void print_error(const std::string& lines) {
+  size_t begin = 0;
+  while (begin <= lines.size()) {
+    const size_t end = std::min(lines.find('\n', begin), lines.size());
+    fmt::print(stderr, "utrain: error: {}\n", lines.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  std::fflush(stderr);
+}
+
+int code_of(ExitCode code) {
+  return static_cast<int>(code);
+}
+
+// What all ranks know, they leave with together; what only this rank knows must end the others.
+int run(const utrain::CommandLine& command_line, const utrain::World& world) {
+  try {
+    return code_of(utrain::run_command(command_line, world));
+  } catch (const utrain::SharedError& e) {
+    if (world.rank() == 0) print_error(e.what());
+    return code_of(e.code());
+  } catch (const Error& e) {
+    print_error(fmt::format("rank {} on {}: {}", world.rank(), world.host(), e.what()));
+    world.abort(code_of(e.code()));
+  } catch (const std::exception& e) {
+    print_error(
+        fmt::format("rank {} on {}: {}; please report this", world.rank(), world.host(), e.what()));
+    world.abort(code_of(ExitCode::internal));
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    utrain::CommandLine command_line;
+    std::string usage;
+    try {
+      command_line = utrain::parse_command_line(argc, argv);
+      if (utrain::run_without_ranks(command_line)) return 0;
+    } catch (const Error& e) {
+      usage =
+          e.what();  // told after MPI has started: from one rank, and without the launcher's alarm
+    }
+    const utrain::World world(&argc, &argv);
+    if (!usage.empty()) {
+      if (world.rank() == 0) print_error(usage);
+      return code_of(ExitCode::usage);
+    }
+    return run(command_line, world);
+  } catch (const Error& e) {  // MPI did not start: every process is alone
+    const char* process = std::getenv("SLURM_PROCID");
+    if (process == nullptr || std::string(process) == "0") print_error(e.what());
+    return code_of(e.code());
+  }
+}

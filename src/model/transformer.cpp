@@ -1,0 +1,293 @@
+#include "model/transformer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "model/rope_table.h"
+
+namespace utrain {
+
+Transformer::Transformer(const Architecture& architecture, const Weights& weights,
+                         const Adapters& adapters, const Activations& activations, Backend& backend,
+                         Arena& arena, int64_t n_positions, double dropout)
+    : architecture_(architecture),
+      weights_(weights),
+      adapters_(adapters),
+      activations_(activations),
+      backend_(backend),
+      dropout_p_(static_cast<float>(dropout)) {
+  declare_scratch(arena, n_positions, dropout);
+}
+
+void Transformer::declare_scratch(Arena& arena, int64_t n_positions, double dropout) {
+  const Architecture& a = architecture_;
+  const int64_t N = activations_.capacity(), C = a.hidden_size, F = a.intermediate_size;
+  const int64_t q = a.n_heads * a.head_dim, qkv = (a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
+  const DType T = backend_.dtype();
+  const auto scratch = [&](const char* name, int64_t rows, int64_t cols, Lifetime lifetime,
+                           DType dtype) {
+    return arena.declare(name, dtype, rows, cols, MemoryClass::workspace, lifetime);
+  };
+  int64_t columns = 1;
+  for (const Group group : kGroups) columns = std::max(columns, adapters_.columns(group));
+  // 256 rows of logits keep the product large; more only costs memory.
+  logits_rows_ = std::min<int64_t>(N, 256);
+  ids_.cos_sin = scratch("RoPE table", n_positions, a.head_dim, Lifetime::run, DType::f32);
+  ids_.dropped = scratch("drop(x)", dropout > 0.0 ? N : 0, std::max({C, q, F}), Lifetime::run, T);
+  ids_.dxa = scratch("gradient of x A'", N, columns, Lifetime::run, T);
+  ids_.dhidden = scratch("gradient of hidden", N, C, Lifetime::run, T);
+  ids_.normed = scratch("normed", N, C, Lifetime::run, T);
+  ids_.branch = scratch("branch", N, C, Lifetime::forward, T);
+  ids_.act = scratch("act", N, F, Lifetime::forward, T);
+  ids_.logits = scratch("logits chunk", logits_rows_, a.vocab_size, Lifetime::head, T);
+  ids_.dnormed = scratch("gradient of normed", N, C, Lifetime::run, T);
+  ids_.dact = scratch("gradient of act", N, F, Lifetime::backward, T);
+  ids_.act_again = scratch("act again", N, F, Lifetime::backward, T);
+  ids_.normed_again = scratch("normed again", N, C, Lifetime::backward, T);
+  ids_.dattention = scratch("gradient of attention", N, q, Lifetime::backward, T);
+  ids_.dqkv = scratch("gradient of qkv", N, qkv, Lifetime::backward, T);
+  ids_.delta =
+      scratch("rowsum(dout * out)", N, a.n_heads, Lifetime::backward, backend_.trainable_dtype());
+}
+
+void Transformer::bind(const Arena& arena) {
+  Scratch& s = scratch_;
+  s.cos_sin = arena[ids_.cos_sin];
+  s.dropped = arena[ids_.dropped];
+  s.dxa = arena[ids_.dxa];
+  s.dhidden = arena[ids_.dhidden];
+  s.normed = arena[ids_.normed];
+  s.branch = arena[ids_.branch];
+  s.act = arena[ids_.act];
+  s.logits = arena[ids_.logits];
+  s.dnormed = arena[ids_.dnormed];
+  s.dact = arena[ids_.dact];
+  s.act_again = arena[ids_.act_again];
+  s.normed_again = arena[ids_.normed_again];
+  s.dattention = arena[ids_.dattention];
+  s.dqkv = arena[ids_.dqkv];
+  s.delta = arena[ids_.delta];
+  const std::vector<float> table =
+      rope_table(architecture_.rope, architecture_.head_dim, s.cos_sin.rows);
+  backend_.upload(s.cos_sin.data, table.data(), static_cast<int64_t>(table.size() * sizeof(float)));
+}
+
+void Transformer::train_mode(uint64_t seed, int64_t epoch) {
+  dropout_ = {dropout_p_, seed, epoch};
+}
+
+void Transformer::eval_mode() {
+  dropout_ = {};
+}
+
+Linear Transformer::linear(int64_t l, Group group) const {
+  const LayerWeights& w = weights_.layer(l);
+  const auto g = static_cast<size_t>(group);
+  return {w.W[g], w.bias[g], adapters_.of(l, group), adapters_.options().r,
+          static_cast<float>(adapters_.options().scaling())};
+}
+
+Tensor Transformer::slot(int64_t l, Slot s, const TokenBatch& batch) const {
+  return activations_(0, l, s, batch.n_rows);
+}
+
+LinearContext Transformer::context(const TokenBatch& batch) const {
+  LinearContext c{batch, dropout_, {}, scratch_.dxa.first_rows(batch.n_rows)};
+  if (dropout_.p > 0.0f) c.dropped = scratch_.dropped.first_rows(batch.n_rows);
+  return c;
+}
+
+AttentionShape Transformer::attention_shape(int64_t l) const {
+  const Architecture& a = architecture_;
+  return {a.n_heads, a.n_kv_heads, a.head_dim, 1.0 / std::sqrt(static_cast<double>(a.head_dim)),
+          a.window[static_cast<size_t>(l)]};
+}
+
+void Transformer::linear_forward(int64_t l, Group group, const Tensor& y, const Tensor& x,
+                                 const TokenBatch& batch) {
+  backend_.linear_forward(y, slot(l, xa_slot(group), batch), x, linear(l, group), context(batch));
+}
+
+void Transformer::linear_backward(int64_t l, Group group, const Tensor& dx, const Tensor& dy,
+                                  const Tensor& x, const TokenBatch& batch) {
+  backend_.linear_backward(dx, dy, x, slot(l, xa_slot(group), batch), linear(l, group),
+                           context(batch));
+}
+
+// ---- forward
+// --------------------------------------------------------------------------------------------------------
+
+void Transformer::forward(const TokenBatch& batch) {
+  const Architecture& a = architecture_;
+  ASSERT(batch.n_rows > 0 && batch.n_rows <= activations_.capacity());
+  const Tensor normed = scratch_.normed.first_rows(batch.n_rows);
+  const Tensor branch = scratch_.branch.first_rows(batch.n_rows);
+  backend_.embedding_forward(slot(0, Slot::hidden, batch), weights_.ends().embedding, batch);
+  for (int64_t l = 0; l < a.n_layers; ++l) {
+    const LayerWeights& w = weights_.layer(l);
+    const Tensor h = slot(l, Slot::hidden, batch), rstd = slot(l, Slot::norm_rstd, batch);
+    if (l == 0) {
+      backend_.rmsnorm_forward(normed, rstd, h, w.input_norm, a.norm_eps);
+    } else {  // h = h_mid + down(...) of the layer below
+      const Tensor h_mid = slot(l - 1, Slot::hidden_mid, batch);
+      backend_.residual_rmsnorm_forward(h, normed, rstd, h_mid, branch, w.input_norm, a.norm_eps);
+    }
+    attention_block_forward(l, batch);
+    mlp_block_forward(l, batch);
+  }
+  backend_.residual_rmsnorm_forward(slot(a.n_layers, Slot::hidden, batch), normed,
+                                    slot(a.n_layers, Slot::norm_rstd, batch),
+                                    slot(a.n_layers - 1, Slot::hidden_mid, batch), branch,
+                                    weights_.ends().final_norm, a.norm_eps);
+}
+
+// normed -> h_mid = h + o(attention), normed = norm(h_mid)
+void Transformer::attention_block_forward(int64_t l, const TokenBatch& batch) {
+  const Architecture& a = architecture_;
+  const LayerWeights& w = weights_.layer(l);
+  const int64_t D = a.head_dim, q = a.n_heads * D, kv = a.n_kv_heads * D;
+  const Tensor normed = scratch_.normed.first_rows(batch.n_rows);
+  const Tensor branch = scratch_.branch.first_rows(batch.n_rows);
+  const Tensor qkv = slot(l, Slot::qkv, batch), attention = slot(l, Slot::attention, batch);
+  if (a.qk_norm) {
+    const Tensor raw = slot(l, Slot::qkv_raw, batch), rstd = slot(l, Slot::qk_rstd, batch);
+    linear_forward(l, Group::qkv, raw, normed, batch);
+    backend_.rmsnorm_forward(qkv.columns(0, q), rstd.columns(0, a.n_heads), raw.columns(0, q),
+                             w.q_norm, a.norm_eps);
+    backend_.rmsnorm_forward(qkv.columns(q, kv), rstd.columns(a.n_heads, a.n_kv_heads),
+                             raw.columns(q, kv), w.k_norm, a.norm_eps);
+    backend_.convert(qkv.columns(q + kv, kv), raw.columns(q + kv, kv));
+  } else {
+    linear_forward(l, Group::qkv, qkv, normed, batch);
+  }
+  backend_.rope_forward(qkv.columns(0, q + kv), scratch_.cos_sin, D, batch);
+  backend_.attention_forward(attention, slot(l, Slot::lse, batch), qkv.columns(0, q),
+                             qkv.columns(q, kv), qkv.columns(q + kv, kv), batch,
+                             attention_shape(l));
+  linear_forward(l, Group::o, branch, attention, batch);
+  backend_.residual_rmsnorm_forward(slot(l, Slot::hidden_mid, batch), normed,
+                                    slot(l, Slot::mid_rstd, batch), slot(l, Slot::hidden, batch),
+                                    branch, w.post_attention_norm, a.norm_eps);
+}
+
+// normed -> branch = down(swiglu(gate_up(normed))), added to h_mid by the norm that follows
+void Transformer::mlp_block_forward(int64_t l, const TokenBatch& batch) {
+  const Tensor gate_up = slot(l, Slot::gate_up, batch), act = scratch_.act.first_rows(batch.n_rows);
+  linear_forward(l, Group::gate_up, gate_up, scratch_.normed.first_rows(batch.n_rows), batch);
+  backend_.swiglu_forward(act, gate_up);
+  linear_forward(l, Group::down, scratch_.branch.first_rows(batch.n_rows), act, batch);
+}
+
+void Transformer::loss(const Tensor& loss, const TokenBatch& batch) {
+  backend_.cross_entropy(loss, {}, scratch_.normed.first_rows(batch.n_rows), weights_.ends().head,
+                         batch, 0.0, scratch_.logits);
+}
+
+Tensor Transformer::logits(int64_t first, int64_t n) {
+  const Tensor out = scratch_.logits.first_rows(n);
+  Linear head;
+  head.W = weights_.ends().head;
+  backend_.linear_forward(out, {}, scratch_.normed.row_range(first, n), head, {});
+  return out;
+}
+
+// ---- backward
+// -------------------------------------------------------------------------------------------------------
+
+void Transformer::loss_and_backward(const Tensor& loss, const TokenBatch& batch, double dloss) {
+  const int64_t L = architecture_.n_layers;
+  const Tensor dnormed = scratch_.dnormed.first_rows(batch.n_rows);
+  backend_.cross_entropy(loss, dnormed, scratch_.normed.first_rows(batch.n_rows),
+                         weights_.ends().head, batch, dloss, scratch_.logits);
+  backend_.rmsnorm_backward(scratch_.dhidden.first_rows(batch.n_rows), dnormed,
+                            slot(L, Slot::hidden, batch), slot(L, Slot::norm_rstd, batch),
+                            weights_.ends().final_norm, 0.0f);
+  for (int64_t l = L - 1; l >= 0; --l) {
+    recompute(l, batch);
+    mlp_block_backward(l, batch);
+    if (!adapters_below(l, Group::gate_up)) break;
+    attention_block_backward(l, batch);
+  }
+}
+
+bool Transformer::adapters_below(int64_t l, Group group) const {
+  if (l > 0) return true;  // every layer has the same adapters
+  return std::any_of(kGroups.begin(), kGroups.end(),
+                     [&](Group g) { return g < group && adapters_.columns(g) > 0; });
+}
+
+// Fills the slots that the layer's policy did not keep, with the very operations of the forward
+// pass.
+void Transformer::recompute(int64_t l, const TokenBatch& batch) {
+  const Recompute policy = activations_.policy(l);
+  if (policy == Recompute::keep) return;
+  const LayerWeights& w = weights_.layer(l);
+  const Tensor normed = scratch_.normed.first_rows(batch.n_rows);
+  if (policy == Recompute::block) {
+    backend_.rmsnorm_forward(normed, slot(l, Slot::norm_rstd, batch), slot(l, Slot::hidden, batch),
+                             w.input_norm, architecture_.norm_eps);
+    attention_block_forward(l, batch);
+  } else {
+    backend_.rmsnorm_forward(normed, slot(l, Slot::mid_rstd, batch),
+                             slot(l, Slot::hidden_mid, batch), w.post_attention_norm,
+                             architecture_.norm_eps);
+  }
+  linear_forward(l, Group::gate_up, slot(l, Slot::gate_up, batch), normed, batch);
+}
+
+// dhidden = gradient of h'' -> gradient of h_mid
+void Transformer::mlp_block_backward(int64_t l, const TokenBatch& batch) {
+  const Architecture& a = architecture_;
+  const LayerWeights& w = weights_.layer(l);
+  const int64_t N = batch.n_rows;
+  const Tensor dhidden = scratch_.dhidden.first_rows(N), dnormed = scratch_.dnormed.first_rows(N);
+  const Tensor act = scratch_.act_again.first_rows(N), dact = scratch_.dact.first_rows(N);
+  const Tensor normed = scratch_.normed_again.first_rows(N),
+               gate_up = slot(l, Slot::gate_up, batch);
+  const Tensor h_mid = slot(l, Slot::hidden_mid, batch), rstd = slot(l, Slot::mid_rstd, batch);
+  backend_.swiglu_forward(act, gate_up);
+  linear_backward(l, Group::down, adapters_below(l, Group::down) ? dact : Tensor{}, dhidden, act,
+                  batch);
+  if (!adapters_below(l, Group::down)) return;
+  backend_.swiglu_backward(gate_up, dact, gate_up);
+  if (adapters_.columns(Group::gate_up) > 0) {
+    backend_.rmsnorm_forward(normed, rstd, h_mid, w.post_attention_norm, a.norm_eps);
+  }
+  linear_backward(l, Group::gate_up, adapters_below(l, Group::gate_up) ? dnormed : Tensor{},
+                  gate_up, normed, batch);
+  if (!adapters_below(l, Group::gate_up)) return;
+  backend_.rmsnorm_backward(dhidden, dnormed, h_mid, rstd, w.post_attention_norm, 1.0f);
+}
+
+// dhidden = gradient of h_mid -> gradient of h
+void Transformer::attention_block_backward(int64_t l, const TokenBatch& batch) {
+  const Architecture& a = architecture_;
+  const LayerWeights& w = weights_.layer(l);
+  const int64_t N = batch.n_rows, D = a.head_dim, q = a.n_heads * D, kv = a.n_kv_heads * D;
+  const Tensor dhidden = scratch_.dhidden.first_rows(N), dnormed = scratch_.dnormed.first_rows(N);
+  const Tensor normed = scratch_.normed_again.first_rows(N);
+  const Tensor attention = slot(l, Slot::attention, batch),
+               dattention = scratch_.dattention.first_rows(N);
+  const Tensor dqkv = scratch_.dqkv.first_rows(N), h = slot(l, Slot::hidden, batch);
+  const Tensor rstd = slot(l, Slot::norm_rstd, batch);
+  linear_backward(l, Group::o, adapters_below(l, Group::o) ? dattention : Tensor{}, dhidden,
+                  attention, batch);
+  if (!adapters_below(l, Group::o)) return;
+  backend_.attention_backward(dqkv, scratch_.delta.first_rows(N), dattention, attention,
+                              slot(l, Slot::lse, batch), slot(l, Slot::qkv, batch), batch,
+                              attention_shape(l));
+  backend_.rope_backward(dqkv.columns(0, q + kv), scratch_.cos_sin, D, batch);
+  if (a.qk_norm) {
+    const Tensor raw = slot(l, Slot::qkv_raw, batch), qk_rstd = slot(l, Slot::qk_rstd, batch);
+    backend_.rmsnorm_backward(dqkv.columns(0, q), dqkv.columns(0, q), raw.columns(0, q),
+                              qk_rstd.columns(0, a.n_heads), w.q_norm, 0.0f);
+    backend_.rmsnorm_backward(dqkv.columns(q, kv), dqkv.columns(q, kv), raw.columns(q, kv),
+                              qk_rstd.columns(a.n_heads, a.n_kv_heads), w.k_norm, 0.0f);
+  }
+  if (adapters_.columns(Group::qkv) > 0)
+    backend_.rmsnorm_forward(normed, rstd, h, w.input_norm, a.norm_eps);
+  linear_backward(l, Group::qkv, l > 0 ? dnormed : Tensor{}, dqkv, normed, batch);
+  if (l > 0) backend_.rmsnorm_backward(dhidden, dnormed, h, rstd, w.input_norm, 1.0f);
+}
+
+}  // namespace utrain

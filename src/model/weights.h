@@ -1,0 +1,86 @@
+// The frozen base: ONE byte image per layer and one for the ends (embedding, final norm, head). An
+// image is what memory, the loader and, later, shards and gathers know: matrices of a group fused
+// row after row, every part on 256 bytes. layout -> fill any byte range of an image from the files
+// -> views of it as the model's operations take them.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend.h"
+#include "core/arena.h"
+#include "core/projection.h"
+#include "model/architecture.h"
+
+namespace utrain {
+
+// One tensor of the files inside an image: rows of cols elements, contiguous.
+struct ImagePart {
+  std::string name;    // Hugging Face's
+  int64_t offset = 0;  // bytes
+  int64_t rows = 0, cols = 0;
+};
+
+struct ImageLayout {
+  DType dtype = DType::f32;
+  std::vector<ImagePart> parts;  // ascending offset
+  int64_t bytes = 0;             // a multiple of 256
+};
+
+ImageLayout layer_image(const Architecture& architecture, int64_t layer, DType dtype);
+ImageLayout ends_image(const Architecture& architecture, DType dtype);
+
+// Where elements of the base come from.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  // Elements [first, first + n) of a tensor, as float32.
+  virtual void read(const std::string& name, int64_t first, int64_t n, float* out) const = 0;
+};
+
+// The files of a Hugging Face directory; names and shapes are checked against the architecture
+// here, before any memory is taken.
+std::unique_ptr<WeightSource> open_pretrained(const std::string& model_dir,
+                                              const Architecture& architecture);
+// model.init = "random": N(0, initializer_range), norms 1, biases 0; a function of (seed, name,
+// element).
+std::unique_ptr<WeightSource> random_weights(const Architecture& architecture, uint64_t seed);
+
+// Bytes [begin, end) of the image, to out (host). Padding between parts is zero.
+void fill_image(const ImageLayout& layout, const WeightSource& source, int64_t begin, int64_t end,
+                void* out);
+
+struct LayerWeights {
+  Tensor input_norm, post_attention_norm;  // [1, C]
+  Tensor q_norm, k_norm;                   // [1, D]; empty without qk_norm
+  std::array<Tensor, 4> W;                 // by Group: [out, in]
+  std::array<Tensor, 4> bias;              // by Group: [1, out], or empty
+};
+
+struct EndWeights {
+  Tensor embedding;   // [V, C]
+  Tensor final_norm;  // [1, C]
+  Tensor head;        // [V, C]; the embedding where the model ties them
+};
+
+// The whole base on every rank.
+class Weights {
+ public:
+  Weights(const Architecture& architecture, Backend& backend, Arena& arena);
+  void load(const Arena& arena, const WeightSource& source);  // after the arena is placed
+
+  const LayerWeights& layer(int64_t l) const { return layers_.at(static_cast<size_t>(l)); }
+  const EndWeights& ends() const { return ends_; }
+
+ private:
+  Tensor load_image(const ImageLayout& layout, const WeightSource& source, Tensor image) const;
+
+  Architecture architecture_;
+  Backend& backend_;
+  std::vector<Arena::Id> ids_;  // layers, then the ends
+  std::vector<LayerWeights> layers_;
+  EndWeights ends_;
+};
+
+}  // namespace utrain

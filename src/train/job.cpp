@@ -1,0 +1,198 @@
+#include "train/job.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "io/peft_adapter.h"
+#include "model/weights.h"
+
+namespace utrain {
+
+namespace {
+
+// r, alpha, rslora and targets of a run that goes on from an adapter are the adapter's.
+void take_from_adapter(Config& config) {
+  const AdapterConfig adapter = read_adapter_config(config.lora.init_from);
+  Config::Lora& lora = config.lora;
+  const auto take = [&](const char* key, auto& ours, const auto& theirs, const std::string& found) {
+    if (config.is_given(key) && ours != theirs) {
+      fail(ExitCode::usage, key,
+           fmt::format("differs from the adapter in {}, which has {}", lora.init_from, found),
+           "leave the key out, or start a new adapter without lora.init_from");
+    }
+    ours = theirs;
+  };
+  take("lora.r", lora.r, adapter.r, std::to_string(adapter.r));
+  take("lora.alpha", lora.alpha, adapter.alpha, fmt::format("{}", adapter.alpha));
+  take("lora.use_rslora", lora.use_rslora, adapter.use_rslora,
+       adapter.use_rslora ? "true" : "false");
+  std::vector<std::string> ours = lora.target_modules, theirs = adapter.target_modules;
+  std::sort(ours.begin(), ours.end());
+  std::sort(theirs.begin(), theirs.end());
+  if (config.is_given("lora.target_modules") && ours != theirs) {
+    fail(ExitCode::usage, "lora.target_modules",
+         fmt::format("differs from the adapter in {}", lora.init_from),
+         "leave the key out, or start a new adapter without lora.init_from");
+  }
+  lora.target_modules = adapter.target_modules;
+}
+
+LoraOptions lora_options(const Config::Lora& lora) {
+  LoraOptions options{lora.r, lora.alpha, lora.use_rslora, {}};
+  for (const Projection p : kProjections) {
+    const auto& names = lora.target_modules;
+    if (std::find(names.begin(), names.end(), name_of(p)) != names.end())
+      options.targets.push_back(p);
+  }
+  return options;
+}
+
+std::vector<float> read_adapter(const std::string& dir, const TrainableLayout& layout) {
+  const SafetensorsFile file = open_adapter_weights(dir);
+  std::vector<float> flat(static_cast<size_t>(layout.n_elem()), 0.0f);
+  for (const Trainable& t : layout.tensors()) {
+    const StoredTensor* stored = file.find(t.name);
+    if (stored == nullptr) {
+      fail(ExitCode::bad_file, file.path(), fmt::format("no tensor {}", t.name),
+           "the adapter must cover the same layers and projections as the model; check "
+           "lora.init_from");
+    }
+    if (stored->shape != std::vector<int64_t>{t.rows, t.cols} || !is_readable(stored->dtype)) {
+      fail(ExitCode::bad_file, file.path(),
+           fmt::format("{} is {} {}, wanted floats of shape [{}, {}]", t.name,
+                       name_of(stored->dtype), text_of_shape(stored->shape), t.rows, t.cols),
+           "the adapter belongs to another model; check lora.init_from");
+    }
+    float* out = &flat[static_cast<size_t>(t.offset)];
+    read_elements(*stored, 0, t.rows * t.cols, out);
+    if (!std::all_of(out, out + t.rows * t.cols, [](float x) { return std::isfinite(x); })) {
+      fail(ExitCode::bad_file, file.path(),
+           fmt::format("{} holds numbers that are not finite", t.name), "take another adapter");
+    }
+  }
+  if (file.tensors().size() != layout.tensors().size()) {
+    fail(ExitCode::bad_file, file.path(),
+         fmt::format("{} tensors, {} belong to this model and target_modules",
+                     file.tensors().size(), layout.tensors().size()),
+         "the adapter has parts that would be lost; check lora.init_from");
+  }
+  return flat;
+}
+
+RowOptions row_options(const Config& config, bool training) {
+  RowOptions options;
+  options.seq_len = config.data.seq_len;
+  options.packing = config.data.packing;
+  options.shuffle = training && config.data.shuffle;
+  options.too_long = config.data.too_long;
+  options.seed = static_cast<uint64_t>(config.train.seed);
+  return options;
+}
+
+int64_t longest_row_of(const Rows& rows) {
+  int64_t longest = 0;
+  for (const auto& row : rows.rows) {
+    int64_t n = 0;
+    for (const Piece& piece : row) n += piece.length;
+    longest = std::max(longest, n);
+  }
+  return longest;
+}
+
+int64_t longest_document_of(const Rows& rows) {
+  int64_t longest = 0;
+  for (const auto& row : rows.rows) {
+    for (const Piece& piece : row) longest = std::max(longest, piece.length);
+  }
+  return longest;
+}
+
+void count_steps(Job& job) {
+  const int ranks = job.ranks;
+  const Config::Train& t = job.config.train;
+  job.global_batch_size = t.gradient_accumulation_steps > 0
+                              ? t.gradient_accumulation_steps * t.micro_batch_size * ranks
+                              : t.global_batch_size;
+  const int64_t rows = job.train_rows.n_rows();
+  job.steps_per_epoch = (rows + job.global_batch_size - 1) / job.global_batch_size;
+  job.total_steps =
+      t.max_steps > 0
+          ? t.max_steps
+          : static_cast<int64_t>(std::ceil(t.epochs * static_cast<double>(job.steps_per_epoch)));
+  if (t.warmup_steps >= job.total_steps) {
+    job.warnings.push_back(fmt::format(
+        "train.warmup_steps = {} is not below the {} steps of the run: lr stays below {}",
+        t.warmup_steps, job.total_steps, t.lr));
+  }
+  if (job.global_batch_size < ranks) {
+    job.warnings.push_back(
+        fmt::format("{} rows per step on {} ranks: {} of them have nothing to do",
+                    job.global_batch_size, ranks, ranks - job.global_batch_size));
+  }
+}
+
+void warn_of_dropped(Job& job, const char* name, const Rows& rows) {
+  const auto warn = [&](int64_t n, const char* what) {
+    if (n > 0) job.warnings.push_back(fmt::format("{}: {} documents {}", name, n, what));
+  };
+  warn(rows.n_too_long_dropped, "longer than data.seq_len dropped");
+  warn(rows.n_truncated, "cut to data.seq_len");
+  warn(rows.n_without_target, "without a target dropped");
+}
+
+}  // namespace
+
+BatchPlan Job::plan() const {
+  return BatchPlan(train, train_rows, global_batch_size, config.data.shuffle,
+                   static_cast<uint64_t>(config.train.seed));
+}
+
+int64_t Job::pass_capacity() const {
+  const auto capacity = [&](const Rows& rows, int64_t rows_together) {
+    const int64_t of_a_rank = (rows_together + ranks - 1) / ranks;
+    return longest_row_of(rows) * std::min(config.train.micro_batch_size, of_a_rank);
+  };
+  return std::max(capacity(train_rows, std::min(global_batch_size, train_rows.n_rows())),
+                  capacity(eval_rows, eval_rows.n_rows()));
+}
+
+int64_t Job::longest_document() const {
+  return std::max(longest_document_of(train_rows), longest_document_of(eval_rows));
+}
+
+Job read_job(const Config& config, int ranks) {
+  Job job;
+  job.config = config;
+  job.ranks = ranks;
+  job.architecture = read_architecture(config.model.path);
+  if (!config.lora.init_from.empty()) take_from_adapter(job.config);
+  job.lora = lora_options(job.config.lora);
+  if (!config.lora.init_from.empty()) {
+    job.adapter = read_adapter(config.lora.init_from, TrainableLayout(job.architecture, job.lora));
+  }
+  // Names and shapes of the weights are part of the check, their values are not.
+  if (config.model.init == "pretrained") open_pretrained(config.model.path, job.architecture);
+  job.train = read_token_data_set(config.data.train, job.architecture.vocab_size);
+  job.train_rows = make_rows(job.train, row_options(job.config, true));
+  warn_of_dropped(job, "data.train", job.train_rows);
+  if (job.has_eval()) {
+    job.eval = read_token_data_set(config.data.eval, job.architecture.vocab_size);
+    job.eval_rows = make_rows(job.eval, row_options(job.config, false));
+    warn_of_dropped(job, "data.eval", job.eval_rows);
+    const int64_t max_rows = config.eval.max_rows;
+    if (max_rows > 0 && job.eval_rows.n_rows() > max_rows) {
+      job.eval_rows.rows.resize(static_cast<size_t>(max_rows));
+    }
+  } else if (config.eval.every > 0) {
+    job.warnings.push_back("eval.every is set but data.eval is not: nothing is evaluated");
+  }
+  count_steps(job);
+  if (job.longest_document() > job.architecture.max_position_embeddings) {
+    job.warnings.push_back(
+        fmt::format("documents of up to {} tokens, the model was made for {} positions",
+                    job.longest_document(), job.architecture.max_position_embeddings));
+  }
+  return job;
+}
+
+}  // namespace utrain

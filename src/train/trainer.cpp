@@ -1,0 +1,226 @@
+#include "train/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/convert.h"
+#include "train/schedule.h"
+
+namespace utrain {
+
+Trainer::Trainer(const Job& job, Backend& backend, Collectives& collectives,
+                 std::vector<Recompute> policy)
+    : job_(job),
+      backend_(backend),
+      collectives_(collectives),
+      plan_(job.plan()),
+      weights_(job.architecture, backend, arena_),
+      adapters_(job.architecture, job.lora, backend, arena_),
+      activations_(job.architecture, adapters_, backend, job.pass_capacity(), std::move(policy),
+                   arena_),
+      model_(job.architecture, weights_, adapters_, activations_, backend, arena_,
+             job.longest_document(), job.config.lora.dropout),
+      optimizer_(job.config.train, adapters_, backend, arena_),
+      device_pass_(backend, arena_, job.pass_capacity()),
+      loss_id_(arena_.declare("loss", backend.loss_dtype(), 1, 1, MemoryClass::workspace)) {}
+
+void Trainer::load() {
+  arena_.place(backend_.allocate(arena_.bytes()));
+  const auto seed = static_cast<uint64_t>(job_.config.train.seed);
+  const auto source = job_.config.model.init == "random"
+                          ? random_weights(job_.architecture, seed)
+                          : open_pretrained(job_.config.model.path, job_.architecture);
+  weights_.load(arena_, *source);
+  adapters_.bind(arena_);
+  activations_.bind(arena_);
+  model_.bind(arena_);
+  optimizer_.bind(arena_);
+  device_pass_.bind(arena_);
+  loss_ = arena_[loss_id_];
+  if (job_.adapter.empty()) {
+    std::vector<float> flat(static_cast<size_t>(adapters_.layout().n_elem()));
+    init_trainables(adapters_.layout(), seed, flat.data());
+    adapters_.set_parameters(flat.data());
+  } else {
+    adapters_.set_parameters(job_.adapter.data());
+  }
+}
+
+StepStats Trainer::train_step(int64_t step) {
+  const auto start = std::chrono::steady_clock::now();
+  const Config::Train& options = job_.config.train;
+  StepStats stats;
+  stats.step = step;
+
+  // 1. The rows of this step; the loss is the mean over ALL their targets, on all ranks.
+  const BatchPlan::Step batch = plan_.step(step);
+  stats.target_tokens = batch.n_targets;
+  stats.tokens = batch.n_tokens;
+
+  // 2. Forward and backward of this rank's rows, pass by pass; dA, dB and the loss accumulate.
+  accumulate_gradients(batch);
+
+  // 3. One sum over ranks, in rank order.
+  reduce_over_ranks();
+  stats.loss = loss_on_host() / static_cast<double>(batch.n_targets);
+
+  // 4. Clip by the global norm, then AdamW. A step with bad numbers changes nothing but its place
+  // in the schedule.
+  timed(Phase::optimizer, [&] {
+    stats.grad_norm = optimizer_.grad_norm();
+    stats.lr = options.lr *
+               schedule_factor(options.schedule, step, job_.total_steps, options.warmup_steps);
+    stats.skipped = !std::isfinite(stats.loss) || !std::isfinite(stats.grad_norm);
+    if (!stats.skipped) {
+      optimizer_.update(stats.lr, stats.grad_norm);
+      adapters_.parameters_changed();
+    }
+  });
+
+  stats.epoch = static_cast<double>(step) / static_cast<double>(job_.steps_per_epoch);
+  stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return stats;
+}
+
+void Trainer::accumulate_gradients(const BatchPlan::Step& batch) {
+  const double dloss = 1.0 / static_cast<double>(batch.n_targets);
+  model_.train_mode(static_cast<uint64_t>(job_.config.train.seed), batch.epoch);
+  backend_.zero(adapters_.gradients());
+  backend_.zero(loss_);
+  for (const auto& rows : passes_of_rank(batch.rows, collectives_.rank(), collectives_.size(),
+                                         job_.config.train.micro_batch_size)) {
+    if (rows.empty()) continue;
+    TokenBatch tokens;
+    timed(Phase::data,
+          [&] { tokens = device_pass_.upload(make_pass(job_.train, job_.train_rows, rows)); });
+    timed(Phase::forward_backward, [&] {
+      model_.forward(tokens);
+      model_.loss_and_backward(loss_, tokens, dloss);
+    });
+  }
+}
+
+void Trainer::reduce_over_ranks() {
+  timed(Phase::reduce, [&] {
+    collectives_.all_reduce_sum(adapters_.gradients());
+    collectives_.all_reduce_sum(loss_);
+  });
+}
+
+EvalStats Trainer::evaluate(const std::function<void()>& tick) {
+  EvalStats stats;
+  timed(Phase::evaluation, [&] {
+    const Rows& rows = job_.eval_rows;
+    std::vector<int64_t> all(static_cast<size_t>(rows.n_rows()));
+    for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int64_t>(i);
+    for (const auto& row : rows.rows) {
+      for (const Piece& piece : row)
+        stats.target_tokens += job_.eval.n_targets(piece.document, piece.length);
+    }
+    model_.eval_mode();
+    backend_.zero(loss_);
+    for (const auto& pass : passes_of_rank(all, collectives_.rank(), collectives_.size(),
+                                           job_.config.train.micro_batch_size)) {
+      if (!pass.empty()) {
+        const TokenBatch tokens = device_pass_.upload(make_pass(job_.eval, rows, pass));
+        model_.forward(tokens);
+        model_.loss(loss_, tokens);
+      }
+      if (tick) tick();
+    }
+    collectives_.all_reduce_sum(loss_);
+    stats.loss = loss_on_host() / static_cast<double>(stats.target_tokens);
+  });
+  return stats;
+}
+
+StepStats Trainer::first_batch() {
+  const BatchPlan::Step batch = plan_.step(1);
+  accumulate_gradients(batch);
+  reduce_over_ranks();
+  StepStats stats;
+  stats.step = 1;
+  stats.target_tokens = batch.n_targets;
+  stats.tokens = batch.n_tokens;
+  stats.loss = loss_on_host() / static_cast<double>(batch.n_targets);
+  stats.grad_norm = optimizer_.grad_norm();
+  return stats;
+}
+
+void Trainer::visit_logits(const LogitsVisitor& visit) {
+  const BatchPlan::Step batch = plan_.step(1);
+  model_.train_mode(static_cast<uint64_t>(job_.config.train.seed), batch.epoch);
+  for (const auto& rows : passes_of_rank(batch.rows, collectives_.rank(), collectives_.size(),
+                                         job_.config.train.micro_batch_size)) {
+    if (rows.empty()) continue;
+    const Pass pass = make_pass(job_.train, job_.train_rows, rows);
+    model_.forward(device_pass_.upload(pass));
+    for (const PassDocument& document : pass.pieces) {
+      const int64_t V = job_.architecture.vocab_size;
+      std::vector<float> logits(static_cast<size_t>(document.length * V));
+      for (int64_t i = 0; i < document.length; i += model_.logits_rows()) {
+        const int64_t n = std::min(model_.logits_rows(), document.length - i);
+        const Tensor chunk = model_.logits(document.first_row + i, n);
+        std::vector<std::byte> bytes(static_cast<size_t>(n * V * size_of(chunk.dtype)));
+        backend_.download(bytes.data(), chunk.data, static_cast<int64_t>(bytes.size()));
+        to_float(chunk.dtype, bytes.data(), n * V, &logits[static_cast<size_t>(i * V)]);
+      }
+      visit(document.document, document.length, logits);
+    }
+  }
+}
+
+double Trainer::loss_on_host() const {
+  ASSERT(loss_.dtype == DType::f64);
+  double loss = 0.0;
+  backend_.download(&loss, loss_.data, sizeof loss);
+  return loss;
+}
+
+template <class F>
+void Trainer::timed(Phase phase, F&& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  phase_seconds_[static_cast<size_t>(phase)] +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collectives& collectives,
+                                        int64_t budget) {
+  const int64_t L = job.architecture.n_layers;
+  const auto bytes_of = [&](const std::vector<Recompute>& policy) {
+    return Trainer(job, backend, collectives, policy).arena().bytes();
+  };
+  // k of the L layers compute again with `some`, the others with `rest`.
+  const auto mixed = [&](Recompute some, Recompute rest, int64_t k) {
+    std::vector<Recompute> policy(static_cast<size_t>(L), rest);
+    std::fill_n(policy.begin(), k, some);
+    return policy;
+  };
+  const auto uniform = [&](Recompute all) {
+    return std::vector<Recompute>(static_cast<size_t>(L), all);
+  };
+  const std::string& wish = job.config.train.recompute;
+  std::vector<Recompute> policy = uniform(wish == "mlp"     ? Recompute::mlp
+                                          : wish == "block" ? Recompute::block
+                                                            : Recompute::keep);
+  if (wish == "auto") {
+    for (int64_t k = 0; k <= L && bytes_of(policy) > budget; ++k)
+      policy = mixed(Recompute::mlp, Recompute::keep, k);
+    for (int64_t k = 0; k <= L && bytes_of(policy) > budget; ++k)
+      policy = mixed(Recompute::block, Recompute::mlp, k);
+  }
+  const int64_t needed = bytes_of(policy);
+  if (needed > budget) {
+    fail(ExitCode::usage, "memory",
+         fmt::format("{:.2f} GB needed on each rank, {:.2f} GB free for it",
+                     static_cast<double>(needed) * 1e-9, static_cast<double>(budget) * 1e-9),
+         wish == "block" || wish == "auto"
+             ? "lower train.micro_batch_size or data.seq_len, or run fewer ranks on a node"
+             : "set train.recompute = \"block\" or \"auto\", or lower train.micro_batch_size or "
+               "data.seq_len");
+  }
+  return policy;
+}
+
+}  // namespace utrain
