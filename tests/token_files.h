@@ -107,6 +107,14 @@ inline TokenDataSet make_token_data_set(const std::vector<int64_t>& lengths,
   return data;
 }
 
+// Three documents, the second empty.
+inline TokenDataSet small_token_data_set() {
+  TokenDataSet data = make_token_data_set({5, 0, 4});
+  data.tokens = {0, 99, 2, 3, 4, 50, 60, 70, 80};
+  data.loss_mask = {0, 0, 1, 1, 1, 0, 1, 0, 1};
+  return data;
+}
+
 // Random lengths in [0, longest], random tokens, and a mask that leaves some documents without a
 // target.
 inline TokenDataSet random_token_data_set(int64_t n_documents, int64_t longest, uint64_t seed) {
