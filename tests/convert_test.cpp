@@ -1,4 +1,5 @@
-// float32 <-> 16-bit types: every 16-bit value survives the round trip, and rounding is to nearest even.
+// float32 <-> 16-bit types: every 16-bit value survives the round trip, and rounding is to nearest
+// even.
 #include "core/convert.h"
 
 #include <gtest/gtest.h>
@@ -37,8 +38,8 @@ TEST(Convert, EverySixteenBitValueSurvives) {
 }
 
 TEST(Convert, RoundsToNearestEven) {
-  EXPECT_EQ(through(DType::bf16, 1.0f + 0x1p-8f), 1.0f);                      // tie, even below
-  EXPECT_EQ(through(DType::bf16, 1.0f + 3 * 0x1p-8f), 1.0f + 4 * 0x1p-8f);    // tie, even above
+  EXPECT_EQ(through(DType::bf16, 1.0f + 0x1p-8f), 1.0f);                    // tie, even below
+  EXPECT_EQ(through(DType::bf16, 1.0f + 3 * 0x1p-8f), 1.0f + 4 * 0x1p-8f);  // tie, even above
   EXPECT_EQ(through(DType::bf16, 1.0f + 0x1p-8f + 0x1p-20f), 1.0f + 0x1p-7f);
   EXPECT_EQ(through(DType::f16, 1.0f + 0x1p-11f), 1.0f);
   EXPECT_EQ(through(DType::f16, 1.0f + 3 * 0x1p-11f), 1.0f + 4 * 0x1p-11f);

@@ -8,6 +8,8 @@ namespace utrain::tolerance {
 // Backward in double against the complex step of its own forward, relative: rounding of both, no
 // truncation [2.0e-15].
 inline constexpr double kComplexStep = 2e-14;
+// The same for the gradient of the whole two-layer model, tensor by tensor [0].
+inline constexpr double kModelComplexStep = 1e-12;
 // <dy, J v> - <J' dy, v> in units of the product of the norms: rounding of two long sums in double
 // [1.7e-16].
 inline constexpr double kAdjoint = 2e-15;
@@ -19,7 +21,7 @@ inline constexpr double kDouble = 5e-15;
 inline constexpr double kFloatElementwise =
     1e-13;  // a few roundings an element, sums along a row [7.5e-15]
 inline constexpr double kFloatAttention =
-    1e-12;  // two products and exp of their difference [1.4e-13]
+    1e-12;  // two products and exp of their difference [6.9e-14]
 inline constexpr double kFloatMatmul =
     1e-12;  // sums of some hundred terms, softmax on top [1.5e-13]
 // Where scores are some hundreds, their rounding, eps * |score|, goes through exp [1.4e-10].

@@ -1,0 +1,158 @@
+// A whole model of two small layers in any number type, with every option of the architecture, on
+// hand-made documents.
+#pragma once
+
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "core/convert.h"
+#include "core/random.h"
+#include "data/pass.h"
+#include "model/transformer.h"
+#include "train/device_pass.h"
+
+namespace utrain {
+
+struct TinyModelOptions {
+  Architecture architecture;
+  LoraOptions lora;
+  double dropout = 0.0;
+  Recompute recompute = Recompute::keep;
+};
+
+inline Architecture tiny_architecture() {
+  Architecture a;
+  a.model_type = "llama";
+  a.hidden_size = 12;
+  a.n_layers = 2;
+  a.n_heads = 4;
+  a.n_kv_heads = 2;
+  a.head_dim = 6;
+  a.intermediate_size = 10;
+  a.vocab_size = 17;
+  a.max_position_embeddings = 64;
+  a.norm_eps = 1e-5;
+  a.window = {0, 0};
+  return a;
+}
+
+inline LoraOptions all_projections(int64_t r) {
+  return {r, 2.0 * static_cast<double>(r), false, {kProjections.begin(), kProjections.end()}};
+}
+
+// Weights of size one over sqrt(width), norms away from 1, biases away from 0: every tensor
+// matters.
+class TinyWeights : public WeightSource {
+ public:
+  void read(const std::string& name, int64_t first, int64_t n, float* out) const override {
+    const uint64_t key = mix(std::hash<std::string>{}(name));
+    for (int64_t i = 0; i < n; ++i) {
+      const float u =
+          2.0f * uniform(philox(key, static_cast<uint32_t>(first + i), 0, 0, 0).x[0]) - 1.0f;
+      out[i] = name.ends_with("norm.weight") ? 1.0f + 0.3f * u : 0.8f * u;
+    }
+  }
+};
+
+// Documents of 5, 1 and 9 tokens, some of them targets, in one pass.
+inline Pass tiny_pass(int64_t vocab_size) {
+  Pass pass;
+  int32_t document = 3;
+  for (const int32_t length : {5, 1, 9}) {
+    const auto first = static_cast<int32_t>(pass.n_tokens);
+    pass.pieces.push_back({document, first, length});
+    for (int32_t i = 0; i < length; ++i) {
+      const auto token = static_cast<int32_t>(mix(static_cast<uint64_t>(first + i)) %
+                                              static_cast<uint64_t>(vocab_size));
+      if (i > 0 && (first + i) % 3 != 1) {
+        pass.target_rows.push_back(first + i - 1);
+        pass.targets.push_back(token);
+      }
+      pass.tokens.push_back(token);
+      pass.positions.push_back(i);
+      pass.begin.push_back(first);
+      pass.end.push_back(first + length);
+      pass.documents.push_back(document);
+    }
+    pass.n_tokens += length;
+    document += 4;
+  }
+  return pass;
+}
+
+// T: float, double or std::complex<double>.
+template <class T>
+class TinyModel {
+ public:
+  explicit TinyModel(const TinyModelOptions& o)
+      : pass_(tiny_pass(o.architecture.vocab_size)),
+        backend_(make_cpu_backend(dtype_of<T>)),
+        weights_(o.architecture, *backend_, arena_),
+        adapters_(o.architecture, o.lora, *backend_, arena_),
+        activations_(
+            o.architecture, adapters_, *backend_, pass_.n_tokens,
+            std::vector<Recompute>(static_cast<size_t>(o.architecture.n_layers), o.recompute),
+            arena_),
+        model_(o.architecture, weights_, adapters_, activations_, *backend_, arena_, 16, o.dropout),
+        device_pass_(*backend_, arena_, pass_.n_tokens),
+        loss_id_(arena_.declare("loss", backend_->loss_dtype(), 1, 1, MemoryClass::workspace)) {
+    void* memory = backend_->allocate(arena_.bytes());
+    // Whatever is read before it is written shows as NaN.
+    std::fill_n(static_cast<uint8_t*>(memory), arena_.bytes(), uint8_t{0xFF});
+    arena_.place(memory);
+    weights_.load(arena_, TinyWeights());
+    adapters_.bind(arena_);
+    activations_.bind(arena_);
+    model_.bind(arena_);
+    device_pass_.bind(arena_);
+    // B away from zero, so that every gradient matters.
+    std::vector<float> flat(static_cast<size_t>(adapters_.layout().n_elem()), 0.0f);
+    for (const Trainable& t : adapters_.layout().tensors()) {
+      TinyWeights().read(t.name, 0, t.rows * t.cols, &flat[static_cast<size_t>(t.offset)]);
+    }
+    adapters_.set_parameters(flat.data());
+    batch_ = device_pass_.upload(pass_);
+    model_.train_mode(11, 2);
+  }
+
+  T loss() {
+    backend_->zero(arena_[loss_id_]);
+    model_.forward(batch_);
+    model_.loss(arena_[loss_id_], batch_);
+    return loss_value();
+  }
+  T loss_and_gradients(double dloss) {
+    backend_->zero(arena_[loss_id_]);
+    backend_->zero(adapters_.gradients());
+    model_.forward(batch_);
+    model_.loss_and_backward(arena_[loss_id_], batch_, dloss);
+    return loss_value();
+  }
+  T* parameters() { return adapters_.parameters().template as<T>(); }
+  const T* gradients() { return adapters_.gradients().template as<T>(); }
+  const TrainableLayout& layout() const { return adapters_.layout(); }
+
+ private:
+  T loss_value() {
+    const Tensor loss = arena_[loss_id_];
+    if constexpr (std::is_same_v<T, float>) {
+      return static_cast<float>(*loss.as<double>());
+    } else {
+      return *loss.as<T>();
+    }
+  }
+
+  Pass pass_;
+  std::unique_ptr<Backend> backend_;
+  Arena arena_;
+  Weights weights_;
+  Adapters adapters_;
+  Activations activations_;
+  Transformer model_;
+  DevicePass device_pass_;
+  Arena::Id loss_id_;
+  TokenBatch batch_;
+};
+
+}  // namespace utrain
