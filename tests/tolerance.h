@@ -37,4 +37,14 @@ inline constexpr double kFloatExp = 2e-7;
 // Share of elements that dropout keeps: five standard deviations of 1e5 trials at p = 0.25 [two].
 inline constexpr double kDropoutRate = 7e-3;
 
+// The program in float32 against transformers + PEFT in float32, tests/golden. About ten times what
+// the same in double differs from them; leaving out clipping, eps or weight decay breaks them.
+inline constexpr double kGoldenLogits = 2e-5;    // absolute, logits of about 1 [?]
+inline constexpr double kGoldenLoss = 2e-5;      // relative [?]
+inline constexpr double kGoldenGradient = 2e-5;  // relative, Frobenius, tensor by tensor [?]
+inline constexpr double kGoldenCurve = 2e-5;     // relative, loss and norm of each of ten steps [?]
+inline constexpr double kGoldenAdapter = 1e-4;   // relative, Frobenius, after ten steps [?]
+// Their lr is stored in float32, ours is a double: one rounding [?].
+inline constexpr double kGoldenLearningRate = 1e-6;
+
 }  // namespace utrain::tolerance
