@@ -1,0 +1,176 @@
+// Starts ./utrain as a user does, alone or under mpirun, and takes its output, exit code and time.
+// Whatever still runs when a Launch goes is ended, and so is everything when the test itself dies.
+#pragma once
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "io/json.h"
+#include "io_files.h"
+
+namespace utrain {
+
+struct Outcome {
+  int exit_code = -1;  // 128 + n where signal n ended it
+  std::string out, err;
+  double seconds = 0.0;
+  bool timed_out = false;
+
+  std::string text() const {
+    return fmt::format("exit code {}{}\n{}{}", exit_code, timed_out ? " (timed out)" : "", out,
+                       err);
+  }
+  // The lines that utrain itself wrote as errors.
+  std::vector<std::string> error_lines() const {
+    std::vector<std::string> lines;
+    std::istringstream in(err);
+    for (std::string line; std::getline(in, line);)
+      if (line.starts_with("utrain: error: ")) lines.push_back(line);
+    return lines;
+  }
+};
+
+inline constexpr int kAlone = 0;  // ranks of a process without mpirun
+
+class Launch {
+ public:
+  Launch(int ranks, const std::vector<std::string>& arguments)
+      : start_(std::chrono::steady_clock::now()) {
+    std::vector<std::string> words;
+    if (ranks != kAlone) {
+      words = {"mpirun", "--oversubscribe",           "--bind-to", "none",
+               "--mca",  "odls_base_sigkill_timeout", "0"};
+      if (::geteuid() == 0) words.push_back("--allow-run-as-root");
+      words.insert(words.end(), {"-np", std::to_string(ranks)});
+    }
+    words.push_back(UTRAIN_BINARY);
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+
+    // More threads than cores would only wait for each other; leaks of MPI itself are not ours.
+    ::setenv("OMP_NUM_THREADS", "1", 1);
+    ::setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
+    const std::string out = files_ / "out", err = files_ / "err";
+    const pid_t parent = ::getpid();
+    pid_ = ::fork();
+    if (pid_ == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGTERM);
+      if (::getppid() != parent) ::_exit(126);
+      ::dup2(::open("/dev/null", O_RDONLY), 0);
+      ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
+      ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
+      ::execvp(argv[0], argv.data());
+      ::_exit(127);
+    }
+  }
+  ~Launch() { end(); }
+  Launch(const Launch&) = delete;
+  Launch& operator=(const Launch&) = delete;
+
+  bool is_running() {
+    if (pid_ > 0 && ::waitpid(pid_, &status_, WNOHANG) == pid_) pid_ = -1;
+    return pid_ > 0;
+  }
+  // What a lost node or a batch system does to the launcher.
+  void kill_launcher() {
+    if (is_running()) ::kill(pid_, SIGKILL);
+  }
+
+  Outcome wait(double limit_seconds = 60.0) {
+    Outcome outcome;
+    while (is_running() && !outcome.timed_out) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      outcome.timed_out = seconds() > limit_seconds;
+    }
+    outcome.seconds = seconds();
+    end();
+    outcome.exit_code = WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_);
+    outcome.out = read_bytes(files_ / "out");
+    outcome.err = read_bytes(files_ / "err");
+    EXPECT_FALSE(outcome.timed_out) << outcome.text();
+    return outcome;
+  }
+
+ private:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+  // mpirun ends its ranks on SIGTERM; SIGKILL is for one that does not listen.
+  void end() {
+    for (int i = 0; i < 1000 && is_running(); ++i) {
+      ::kill(pid_, i < 500 ? SIGTERM : SIGKILL);
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+  }
+
+  TempDir files_;
+  std::chrono::steady_clock::time_point start_;
+  pid_t pid_ = -1;
+  int status_ = 0;
+};
+
+inline Outcome launch(int ranks, const std::vector<std::string>& arguments,
+                      double limit_seconds = 60.0) {
+  return Launch(ranks, arguments).wait(limit_seconds);
+}
+
+// The objects of metrics.jsonl, in order. A last line without its newline is not there yet.
+inline std::vector<Json> read_metrics(const std::string& path) {
+  std::vector<Json> lines;
+  const std::string text = read_bytes(path);
+  for (size_t begin = 0, end; (end = text.find('\n', begin)) != text.npos; begin = end + 1)
+    lines.push_back(parse_json(text.substr(begin, end - begin), path));
+  return lines;
+}
+
+inline Json read_json(const std::string& path) {
+  return parse_json(read_bytes(path), path);
+}
+
+// One value of every line that has it; null = NaN.
+inline std::vector<double> curve(const std::vector<Json>& lines, std::string_view key) {
+  std::vector<double> values;
+  for (const Json& line : lines) {
+    if (const Json* value = line.find(key))
+      values.push_back(value->is_null() ? std::numeric_limits<double>::quiet_NaN()
+                                        : value->as_double());
+  }
+  return values;
+}
+
+inline std::string golden_path(const std::string& name) {
+  return UTRAIN_SOURCE_DIR "/tests/golden/" + name;
+}
+
+// The input of a golden case: its adapter, its documents in file order, all of them in every step.
+inline std::string golden_input(const std::string& name, const std::string& run_dir) {
+  const std::string at = golden_path(name);
+  const Json golden = read_json(at + "/case.json");
+  const Json &train = *golden.find("train"), &data = *golden.find("data");
+  const auto text = [&](const char* key) { return to_text(*train.find(key)); };
+  std::string input;
+  input += fmt::format("[model]\npath = \"{}/model\"\ndtype = \"float32\"\n", at);
+  input += fmt::format("[lora]\ninit_from = \"{}/adapter_init\"\n", at);
+  input += fmt::format("[data]\ntrain = \"{}/tokens.h5\"\nseq_len = 64\nshuffle = false\n", at);
+  input += fmt::format("[train]\nmax_steps = {}\nglobal_batch_size = {}\n", text("steps"),
+                       to_text(*data.find("documents")));
+  for (const char* key : {"lr", "betas", "eps", "weight_decay", "max_grad_norm", "warmup_steps"})
+    input += fmt::format("{} = {}\n", key, text(key));
+  input += fmt::format("[run]\ndir = \"{}\"\n", run_dir);
+  return input;
+}
+
+}  // namespace utrain
