@@ -1,8 +1,9 @@
 // Starts MPI, reads the command line, runs the command. The only catch, the only MPI_Abort.
 #include <fmt/core.h>
 
+#include <algorithm>
+#include <csignal>
 #include <cstdlib>
-#include <new>
 #include <string>
 
 #include "app/commands.h"
@@ -21,6 +22,15 @@ void print_error(const std::string& lines) {
     begin = end + 1;
   }
   std::fflush(stderr);
+}
+
+// Before or without MPI: what the launchers tell in the environment.
+bool is_first_process() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"}) {
+    const char* rank = std::getenv(name);
+    if (rank != nullptr) return std::string(rank) == "0";
+  }
+  return true;
 }
 
 int code_of(ExitCode code) {
@@ -47,12 +57,16 @@ int run(const utrain::CommandLine& command_line, const utrain::World& world) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is a failed write: told, with exit code 74
   try {
     utrain::CommandLine command_line;
     std::string usage;
     try {
       command_line = utrain::parse_command_line(argc, argv);
-      if (utrain::run_without_ranks(command_line)) return 0;
+      if (utrain::is_without_ranks(command_line)) {
+        if (is_first_process()) utrain::run_without_ranks(command_line);
+        return 0;
+      }
     } catch (const Error& e) {
       usage =
           e.what();  // told after MPI has started: from one rank, and without the launcher's alarm
@@ -64,8 +78,7 @@ int main(int argc, char** argv) {
     }
     return run(command_line, world);
   } catch (const Error& e) {  // MPI did not start: every process is alone
-    const char* process = std::getenv("SLURM_PROCID");
-    if (process == nullptr || std::string(process) == "0") print_error(e.what());
+    if (is_first_process()) print_error(e.what());
     return code_of(e.code());
   }
 }

@@ -15,6 +15,7 @@
 #include "comm/mpi_collectives.h"
 #include "config/print.h"
 #include "core/host_memory.h"
+#include "io/file.h"
 
 namespace utrain {
 
@@ -63,6 +64,8 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
     p.job = read_job(config, world.size());
     if (command_line.dump.empty()) check_run_directory(config.run.dir, config.run.overwrite);
   });
+  // The work before the first byte may be long: whether the file can be made shows now.
+  if (!command_line.dump.empty()) world.first_rank([&] { AtomicFile probe(command_line.dump); });
   world.agree("the contents of data.train and data.eval",
               fmt::format("{:016x} {:016x}", p.job.train.hash, p.job.eval.hash));
 
@@ -184,8 +187,8 @@ void train(const CommandLine& command_line, const World& world, Clock::time_poin
   const bool dry = command_line.dry_run > 0;
   const int64_t n_steps =
       dry ? std::min(command_line.dry_run, p.job.total_steps) : p.job.total_steps;
-  Run run(p, world, start, n_steps);
   world.together([&] { p.trainer->load(); });
+  Run run(p, world, start, n_steps);  // last, so that nothing is written where loading fails
   run.train();
   if (!dry) {
     run.save();
@@ -196,14 +199,16 @@ void train(const CommandLine& command_line, const World& world, Clock::time_poin
 
 }  // namespace
 
-bool run_without_ranks(const CommandLine& command_line) {
+bool is_without_ranks(const CommandLine& command_line) {
+  const Command command = command_line.command;
+  return command == Command::help || command == Command::help_config || command == Command::version;
+}
+
+void run_without_ranks(const CommandLine& command_line) {
   switch (command_line.command) {
-    case Command::help: fmt::print("{}", help_text()); return true;
-    case Command::help_config:
-      fmt::print("{}", help_config(command_line.help_section));
-      return true;
-    case Command::version: fmt::print("{}", version_text()); return true;
-    default: return false;
+    case Command::help: fmt::print("{}", help_text()); break;
+    case Command::help_config: fmt::print("{}", help_config(command_line.help_section)); break;
+    default: fmt::print("{}", version_text());
   }
 }
 

@@ -6,8 +6,9 @@
 
 namespace utrain {
 
-// --help, --help-config, --version: no MPI, no input file. False where the command is another.
-bool run_without_ranks(const CommandLine& command_line);
+// --help, --help-config, --version: no MPI, no input file.
+bool is_without_ranks(const CommandLine& command_line);
+void run_without_ranks(const CommandLine& command_line);
 
 // Everything else, on all ranks together.
 ExitCode run_command(const CommandLine& command_line, const World& world);

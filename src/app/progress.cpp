@@ -1,13 +1,32 @@
 #include "app/progress.h"
 
+#include <fcntl.h>
 #include <fmt/core.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 namespace utrain {
+
+namespace {
+
+// Open MPI hands every rank a terminal of its own, whatever its own output is: ask for the
+// launcher's.
+bool output_is_terminal() {
+  if (isatty(STDOUT_FILENO) == 0) return false;
+  if (std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) return true;
+  const std::string launcher = fmt::format("/proc/{}/fd/1", getppid());
+  const int output = open(launcher.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC);
+  if (output < 0) return false;
+  const bool terminal = isatty(output) != 0;
+  close(output);
+  return terminal;
+}
+
+}  // namespace
 
 std::string text_of_bytes(int64_t bytes) {
   const auto b = static_cast<double>(bytes);
@@ -34,7 +53,7 @@ Progress::Progress(int64_t total_steps, int64_t every, bool every_is_given)
     : total_steps_(total_steps),
       every_(every),
       every_is_given_(every_is_given),
-      terminal_(isatty(STDOUT_FILENO) != 0),
+      terminal_(output_is_terminal()),
       start_(std::chrono::steady_clock::now()),
       last_line_(start_) {}
 

@@ -27,23 +27,85 @@ namespace {
 
 bool holds_finished_run(const std::string& dir) {
   const std::string path = dir + "/summary.json";
-  if (!fs::exists(path)) return false;
+  std::error_code error;
+  if (!fs::exists(path, error)) return false;
   const Json summary = parse_json(read_text_file(path, 64 << 20), path);
   const Json* code = summary.is_object() ? summary.find("exit_code") : nullptr;
   return code != nullptr && code->is_integer() && code->as_int64() == 0;
 }
 
+// What is there already, dir itself or something above it, must be a directory to write to.
+void check_can_be_made(const std::string& dir) {
+  std::error_code error;
+  fs::path above = fs::absolute(dir, error);
+  while (!error && !fs::exists(above, error) && !error && above.has_relative_path()) {
+    above = above.parent_path();
+  }
+  if (error) {
+    fail(ExitCode::usage, dir, fmt::format("run.dir cannot be used: {}", error.message()),
+         "name another run.dir");
+  }
+  if (!fs::is_directory(above, error)) {
+    const bool itself = fs::equivalent(above, dir, error);
+    fail(ExitCode::usage, dir,
+         itself ? "run.dir is a file, wanted a directory"
+                : fmt::format("run.dir lies under {}, which is a file", above.string()),
+         "name another run.dir");
+  }
+  if (::access(above.c_str(), W_OK | X_OK) != 0) {
+    fail(ExitCode::io, dir,
+         fmt::format("{} cannot be written: {}", above.string(), std::strerror(errno)),
+         "make it writable, or name another run.dir");
+  }
+}
+
+bool is_locked(const std::string& dir) {
+  const int lock = open((dir + "/.lock").c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (lock < 0) return false;
+  // Shared: ranks that look at the same time do not see each other.
+  const bool locked = flock(lock, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  close(lock);
+  return locked;
+}
+
+[[noreturn]] void fail_locked(const std::string& dir) {
+  fail(ExitCode::usage, dir, "is in use by another running utrain",
+       "wait for it, or name another run.dir");
+}
+
+void check_not_finished(const std::string& dir, bool overwrite) {
+  if (overwrite || !holds_finished_run(dir)) return;
+  fail(ExitCode::usage, dir, "holds a finished run",
+       "name another run.dir, or set run.overwrite = true to lose that run");
+}
+
+// A directory that goes again where what belongs into it could not be written whole.
+class NewDirectory {
+ public:
+  explicit NewDirectory(const std::string& path) : path_(path) {
+    std::error_code error;
+    fs::create_directories(path, error);
+    if (error) fail_io(path, "cannot make the directory", error.value());
+  }
+  ~NewDirectory() {
+    std::error_code ignored;
+    if (!keep_) fs::remove_all(path_, ignored);
+  }
+  NewDirectory(const NewDirectory&) = delete;
+  NewDirectory& operator=(const NewDirectory&) = delete;
+  void keep() { keep_ = true; }
+
+ private:
+  std::string path_;
+  bool keep_ = false;
+};
+
 }  // namespace
 
 void check_run_directory(const std::string& dir, bool overwrite) {
-  std::error_code ignored;
-  if (fs::exists(dir, ignored) && !fs::is_directory(dir, ignored)) {
-    fail(ExitCode::usage, dir, "run.dir is a file, wanted a directory", "name another run.dir");
-  }
-  if (!overwrite && holds_finished_run(dir)) {
-    fail(ExitCode::usage, dir, "holds a finished run",
-         "name another run.dir, or set run.overwrite = true to lose that run");
-  }
+  check_can_be_made(dir);
+  if (is_locked(dir)) fail_locked(dir);
+  check_not_finished(dir, overwrite);
 }
 
 RunDirectory::RunDirectory(const std::string& dir, bool overwrite) : dir_(dir) {
@@ -54,11 +116,8 @@ RunDirectory::RunDirectory(const std::string& dir, bool overwrite) : dir_(dir) {
   const std::string lock = dir + "/.lock";
   lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (lock_ < 0) fail_io(lock, "cannot open", errno);
-  if (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
-    fail(ExitCode::usage, dir, "is in use by another running utrain",
-         "wait for it, or name another run.dir");
-  }
-  check_run_directory(dir, overwrite);  // a run may have finished before the lock was ours
+  if (flock(lock_, LOCK_EX | LOCK_NB) != 0) fail_locked(dir);
+  check_not_finished(dir, overwrite);  // a run may have finished before the lock was ours
   for (const char* name : {"metrics.jsonl", "summary.json", "adapter"}) {
     fs::remove_all(fs::path(dir) / name, error);
     if (error)
@@ -117,9 +176,7 @@ void RunDirectory::write_text(const std::string& name, const std::string& text) 
 int64_t save_adapter(const std::string& dir, const Adapters& adapters, const Config& config) {
   const std::vector<float> flat = adapters.parameters_on_host();
   const auto& tensors = adapters.layout().tensors();
-  std::error_code error;
-  fs::create_directories(dir, error);
-  if (error) fail_io(dir, "cannot make the adapter directory", error.value());
+  NewDirectory directory(dir);
   {
     SafetensorsWriter writer(adapter_weights_path(dir));
     for (const Trainable& t : tensors) writer.declare(t.name, FileDType::f32, {t.rows, t.cols});
@@ -156,6 +213,7 @@ int64_t save_adapter(const std::string& dir, const Adapters& adapters, const Con
                "steps?)\n",
                dir);
   }
+  directory.keep();
   return static_cast<int64_t>(tensors.size());
 }
 

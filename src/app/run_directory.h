@@ -12,8 +12,8 @@
 
 namespace utrain {
 
-// Fails (usage) where dir holds a finished run and overwrite is off, or is no directory. Reads
-// only.
+// Fails where dir holds a finished run and overwrite is off, is in use, or cannot be a directory
+// (usage), or cannot be written (io). Reads only.
 void check_run_directory(const std::string& dir, bool overwrite);
 
 class RunDirectory {

@@ -5,6 +5,7 @@
 #include "backend.h"
 #include "comm/world.h"
 #include "io/hdf5.h"
+#include "revision.h"  // made by the build
 
 namespace utrain {
 
