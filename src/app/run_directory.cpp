@@ -46,7 +46,7 @@ void check_can_be_made(const std::string& dir) {
          "name another run.dir");
   }
   if (!fs::is_directory(above, error)) {
-    const bool itself = fs::equivalent(above, dir, error);
+    const bool itself = above == fs::absolute(dir, error);
     fail(ExitCode::usage, dir,
          itself ? "run.dir is a file, wanted a directory"
                 : fmt::format("run.dir lies under {}, which is a file", above.string()),
