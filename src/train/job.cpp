@@ -10,6 +10,8 @@ namespace utrain {
 
 namespace {
 
+constexpr double kMostSteps = 1e12;  // as many as train.max_steps may say
+
 // r, alpha, rslora and targets of a run that goes on from an adapter are the adapter's.
 void take_from_adapter(Config& config) {
   const AdapterConfig adapter = read_adapter_config(config.lora.init_from);
@@ -49,7 +51,7 @@ LoraOptions lora_options(const Config::Lora& lora) {
 
 std::vector<float> read_adapter(const std::string& dir, const TrainableLayout& layout) {
   const SafetensorsFile file = open_adapter_weights(dir);
-  std::vector<float> flat(static_cast<size_t>(layout.n_elem()), 0.0f);
+  // All names and shapes before any memory: what config.json claims is bounded by the file.
   for (const Trainable& t : layout.tensors()) {
     const StoredTensor* stored = file.find(t.name);
     if (stored == nullptr) {
@@ -63,18 +65,21 @@ std::vector<float> read_adapter(const std::string& dir, const TrainableLayout& l
                        name_of(stored->dtype), text_of_shape(stored->shape), t.rows, t.cols),
            "the adapter belongs to another model; check lora.init_from");
     }
-    float* out = &flat[static_cast<size_t>(t.offset)];
-    read_elements(*stored, 0, t.rows * t.cols, out);
-    if (!std::all_of(out, out + t.rows * t.cols, [](float x) { return std::isfinite(x); })) {
-      fail(ExitCode::bad_file, file.path(),
-           fmt::format("{} holds numbers that are not finite", t.name), "take another adapter");
-    }
   }
   if (file.tensors().size() != layout.tensors().size()) {
     fail(ExitCode::bad_file, file.path(),
          fmt::format("{} tensors, {} belong to this model and target_modules",
                      file.tensors().size(), layout.tensors().size()),
          "the adapter has parts that would be lost; check lora.init_from");
+  }
+  std::vector<float> flat(static_cast<size_t>(layout.n_elem()), 0.0f);
+  for (const Trainable& t : layout.tensors()) {
+    float* out = &flat[static_cast<size_t>(t.offset)];
+    read_elements(*file.find(t.name), 0, t.rows * t.cols, out);
+    if (!std::all_of(out, out + t.rows * t.cols, [](float x) { return std::isfinite(x); })) {
+      fail(ExitCode::bad_file, file.path(),
+           fmt::format("{} holds numbers that are not finite", t.name), "take another adapter");
+    }
   }
   return flat;
 }
@@ -115,10 +120,17 @@ void count_steps(Job& job) {
                               : t.global_batch_size;
   const int64_t rows = job.train_rows.n_rows();
   job.steps_per_epoch = (rows + job.global_batch_size - 1) / job.global_batch_size;
-  job.total_steps =
-      t.max_steps > 0
-          ? t.max_steps
-          : static_cast<int64_t>(std::ceil(t.epochs * static_cast<double>(job.steps_per_epoch)));
+  job.total_steps = t.max_steps;
+  if (t.max_steps == 0) {
+    const double steps = std::ceil(t.epochs * static_cast<double>(job.steps_per_epoch));
+    if (steps > kMostSteps) {
+      fail(ExitCode::usage, "train.epochs",
+           fmt::format("{} epochs of {} steps found, at most {:.0e} steps wanted", t.epochs,
+                       job.steps_per_epoch, kMostSteps),
+           "lower it");
+    }
+    job.total_steps = static_cast<int64_t>(steps);
+  }
   if (t.warmup_steps >= job.total_steps) {
     job.warnings.push_back(fmt::format(
         "train.warmup_steps = {} is not below the {} steps of the run: lr stays below {}",
