@@ -108,6 +108,11 @@ std::string read_text_file(const std::string& path, int64_t max_bytes, ExitCode 
 }
 
 AtomicFile::AtomicFile(const std::string& path) : path_(path) {
+  // The rename at the end would fail on a directory, and put a plain file in a device's place.
+  struct stat info;
+  if (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {
+    fail(ExitCode::io, path, "exists and is not a regular file", "name another file");
+  }
   // A leftover of an earlier process with our id is not ours to open: take the next name.
   for (int attempt = 0; attempt < 100; ++attempt) {
     temp_path_ = fmt::format("{}.tmp-{}-{}", path, ::getpid(), attempt);
