@@ -152,7 +152,7 @@ TEST(InputFile, AHundredProblemsAreEnough) {
   for (int i = 0; i < 150; ++i) text += fmt::format("x{} = 1\n", i);
   const std::string found = problems(text);
   EXPECT_EQ(count_lines(found), 101u);
-  expect_contains(found, {"in.toml:101:1: ", "\nand 50 more"});
+  expect_contains(found, {"in.toml:101:1: ", "\ninput: 50 more problems; "});
   EXPECT_EQ(found.find("in.toml:102:1: "), std::string::npos);
 }
 

@@ -67,7 +67,7 @@ class Problems {
     std::string text;
     for (size_t i = 0; i < lines_.size() - more; ++i)
       text += (i == 0 ? "" : "\n") + lines_[i].second;
-    if (more > 0) text += fmt::format("\nand {} more", more);
+    if (more > 0) text += fmt::format("\ninput: {} more problems; correct those above first", more);
     throw Error(ExitCode::usage, text);
   }
 
