@@ -97,13 +97,13 @@ class ReplyFinder:
         tokens = list(self.special.finditer(text, begin, end))
         ends_with_token = bool(tokens) and tokens[-1].end() == stripped
         if ends_with_token and len(tokens) == 1:
-            return Span(begin, end, True)
+            return Span(begin, stripped, True)
         if content_end is not None:
             token = self.special.match(text, end_of_space(text, content_end))
             if token and (token.end() <= end or token.group() == self.end_token):
                 return Span(begin, self.end_of_adjacent_tokens(text, token.end(), end), True)
         if ends_with_token:
-            return Span(begin, end, True)
+            return Span(begin, stripped, True)
         return Span(begin, content_end if content_end is not None else stripped, False)
 
     def end_of_adjacent_tokens(self, text, position, end):
