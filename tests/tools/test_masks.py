@@ -135,6 +135,16 @@ class Masks(unittest.TestCase):
     def test_template_without_end_or_generation_prompt(self):
         self.assertEqual(self.targets(self.model(model_dirs.BARE), [user("assistant"), reply("assistant")]), [" assistant"])
 
+    def test_what_follows_the_end_of_the_turn_is_no_target(self):
+        closing = self.model(model_dirs.CHATML + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}", eos="</s>")
+        self.assertEqual(self.targets(closing, [user("a"), reply("b")]), ["b<|im_end|>"])
+        doubled = self.model(model_dirs.CHATML.replace("<|im_end|>", "<|eot_id|><|im_end|>"))
+        self.assertEqual(self.targets(doubled, [user("a"), reply("b")]), ["b<|eot_id|><|im_end|>"])
+
+    def test_blocks_on_their_own_lines_leave_no_white_space(self):
+        model = self.model("{% for m in messages %}\n  {% if true %}\n{{ m.content }}<|im_end|>\n  {% endif %}\n{% endfor %}\n")
+        self.assertEqual(self.encoded(model, [user("a"), reply("b")])[0], "a<|im_end|>\nb<|im_end|>\n")
+
     def test_uncertain_is_refused(self):
         # The header tells how long the reply is, and the generation prompt cannot know.
         template = ("{% for m in messages %}<{{ m.role }} {{ m.content | length }}>{{ m.content }}{% endfor %}"
