@@ -1,0 +1,205 @@
+// Bad input, end to end: the exit code of the contract on 1 and on 4 ranks, within 5 s, each
+// problem told once and with a remedy, and nothing left on disk. The cases: refusal_cases.h.
+#include "refusal_cases.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+
+#include <set>
+
+#include "launch.h"
+
+namespace utrain {
+namespace {
+
+constexpr double kLimitSeconds = 5.0;
+
+std::set<std::string> files_under(const std::string& dir) {
+  std::set<std::string> names;
+  for (const auto& entry : fs::recursive_directory_iterator(dir)) names.insert(entry.path());
+  return names;
+}
+
+void expect_refusal(const Outcome& outcome, int exit_code, const std::string& word,
+                    size_t n_lines) {
+  EXPECT_EQ(outcome.exit_code, exit_code) << outcome.text();
+  EXPECT_LT(outcome.seconds, kLimitSeconds);
+  const std::vector<std::string> lines = outcome.error_lines();
+  EXPECT_EQ(lines.size(), n_lines) << outcome.text();
+  EXPECT_EQ(std::set<std::string>(lines.begin(), lines.end()).size(), lines.size())
+      << outcome.text();
+  bool found = false;
+  for (const std::string& line : lines) {
+    EXPECT_NE(line.find("; "), std::string::npos) << "no remedy: " << line;
+    found |= line.find(word) != std::string::npos;
+  }
+  EXPECT_TRUE(found) << "no \"" << word << "\" in: " << outcome.text();
+  for (const char* crash :
+       {"terminate called", "Assertion", "Segmentation", "what()", "Sanitizer"}) {
+    EXPECT_EQ(outcome.text().find(crash), std::string::npos) << outcome.text();
+  }
+}
+
+// Alone and on 4 ranks at the same time: both read the same input, and neither writes.
+void expect_refused(const Sandbox& sandbox, int exit_code, const std::string& word,
+                    size_t n_lines = 1) {
+  const std::vector<std::string> arguments = sandbox.arguments();
+  const std::set<std::string> before = files_under(sandbox.dir.str());
+  {
+    Launch four(4, arguments), alone(kAlone, arguments);
+    expect_refusal(alone.wait(2 * kLimitSeconds), exit_code, word, n_lines);
+    expect_refusal(four.wait(2 * kLimitSeconds), exit_code, word, n_lines);
+  }
+  EXPECT_EQ(files_under(sandbox.dir.str()), before);
+}
+
+class Refused : public testing::TestWithParam<Refusal> {};
+
+TEST_P(Refused, OnOneAndFourRanks) {
+  const Refusal& refusal = GetParam();
+  Sandbox sandbox;
+  refusal.damage(sandbox);
+  expect_refused(sandbox, refusal.exit_code, refusal.word, refusal.n_lines);
+}
+
+std::string name_of_case(const testing::TestParamInfo<Refusal>& info) {
+  return info.param.name;
+}
+INSTANTIATE_TEST_SUITE_P(Input, Refused, testing::ValuesIn(refusals_of_input()), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Model, Refused, testing::ValuesIn(refusals_of_model()), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Data, Refused, testing::ValuesIn(refusals_of_data()), name_of_case);
+
+TEST(Sound, TheUndamagedInputIsNotRefused) {
+  Sandbox sandbox;
+  sandbox.go_on_from_adapter();
+  sandbox.flags = {"--check"};
+  const Outcome outcome = launch(kAlone, sandbox.arguments());
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.text();
+  sandbox.tokens([](TokenDataSet&) {});
+  EXPECT_EQ(launch(kAlone, sandbox.arguments()).exit_code, 0);
+}
+
+TEST(RunDirectoryRefused, AFile) {
+  Sandbox sandbox;
+  sandbox.set("run.dir", sandbox.quoted("tokens.h5"));
+  expect_refused(sandbox, 2, "run.dir is a file");
+}
+
+TEST(RunDirectoryRefused, UnderAFile) {
+  Sandbox sandbox;
+  sandbox.set("run.dir", sandbox.quoted("tokens.h5/runs/1"));
+  sandbox.flags = {"--check"};
+  expect_refused(sandbox, 2, "which is a file");
+}
+
+TEST(RunDirectoryRefused, ANameTooLong) {
+  Sandbox sandbox;
+  sandbox.set("run.dir", sandbox.quoted(std::string(300, 'x')));
+  expect_refused(sandbox, 2, "name another run.dir");
+}
+
+TEST(RunDirectoryRefused, WhereTheSystemLetsNobodyMakeIt) {
+  Sandbox sandbox;
+  sandbox.set("run.dir", "\"/proc/utrain/run\"");
+  expect_refused(sandbox, 74, "/proc/utrain/run");
+}
+
+TEST(RunDirectoryRefused, AFinishedRun) {
+  Sandbox sandbox;
+  fs::create_directory(sandbox.dir / "run");
+  write_bytes(sandbox.dir / "run/summary.json", "{\"exit_code\": 0}");
+  expect_refused(sandbox, 2, "run.overwrite");
+}
+
+TEST(RunDirectoryRefused, InUse) {
+  Sandbox sandbox;
+  fs::create_directory(sandbox.dir / "run");
+  const int lock = ::open((sandbox.dir / "run/.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  ASSERT_EQ(::flock(lock, LOCK_EX), 0);
+  expect_refused(sandbox, 2, "in use");
+  ::close(lock);
+}
+
+TEST(MemoryRefused, AModelOfTheLargestSizes) {
+  Sandbox sandbox;
+  sandbox.set("model.init", "\"random\"");
+  for (const auto& [from, to] : std::vector<std::pair<std::string, std::string>>{
+           {"\"hidden_size\": 64", "\"hidden_size\": 131072"},
+           {"\"intermediate_size\": 176", "\"intermediate_size\": 1048576"},
+           {"\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1024"},
+           {"\"vocab_size\": 320", "\"vocab_size\": 4194304"}})
+    sandbox.replace("model/config.json", from, to);
+  expect_refused(sandbox, 2, "memory: ");
+}
+
+// A pass of a million tokens, each with a megabyte of activations: the base itself would fit.
+TEST(MemoryRefused, AMicroBatchOfAllRows) {
+  Sandbox sandbox;
+  sandbox.set("train.micro_batch_size", "1048576");
+  sandbox.set("train.global_batch_size", "1073741824");
+  sandbox.set("model.init", "\"random\"");
+  sandbox.replace("model/config.json", "\"intermediate_size\": 176",
+                  "\"intermediate_size\": 262144");
+  sandbox.tokens([](TokenDataSet& data) {
+    data = test::make_token_data_set(std::vector<int64_t>(20000, 50));
+  });
+  expect_refused(sandbox, 2, "lower train.micro_batch_size");
+}
+
+TEST(DumpRefused, IntoAMissingDirectory) {
+  Sandbox sandbox;
+  sandbox.flags = {"--dump", sandbox.dir / "none/out.safetensors"};
+  expect_refused(sandbox, 74, "none/out.safetensors");
+}
+
+TEST(DumpRefused, InThePlaceOfADirectory) {
+  Sandbox sandbox;
+  sandbox.flags = {"--dump", sandbox.dir / "model"};
+  expect_refused(sandbox, 74, "not a regular file");
+}
+
+// A limit on the size of files stands for a full disk: MPI's own files stay below it.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(rlim_t bytes) {
+    ::getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit limit{bytes, before_.rlim_max};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~FileSizeLimit() { ::setrlimit(RLIMIT_FSIZE, &before_); }
+  FileSizeLimit(const FileSizeLimit&) = delete;
+  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
+
+ private:
+  rlimit before_;
+};
+
+class DiskFull : public testing::TestWithParam<int> {};
+
+TEST_P(DiskFull, NoPartOfAnAdapterStays) {
+  Sandbox sandbox;
+  sandbox.set("lora.r", "2048");  // 18 MB
+  const FileSizeLimit limit(rlim_t{8} << 20);
+  const Outcome outcome = launch(GetParam(), sandbox.arguments());
+  expect_refusal(outcome, 74, "run/adapter", 1);
+  EXPECT_TRUE(fs::exists(sandbox.dir / "run/metrics.jsonl")) << outcome.text();
+  EXPECT_FALSE(fs::exists(sandbox.dir / "run/adapter"));
+  EXPECT_FALSE(fs::exists(sandbox.dir / "run/summary.json"));
+}
+
+TEST_P(DiskFull, NoPartOfADumpStays) {
+  Sandbox sandbox;
+  sandbox.set("lora.r", "2048");
+  sandbox.flags = {"--dump", sandbox.dir / "out.safetensors"};
+  const std::vector<std::string> arguments = sandbox.arguments();
+  const std::set<std::string> before = files_under(sandbox.dir.str());
+  const FileSizeLimit limit(rlim_t{8} << 20);
+  expect_refusal(launch(GetParam(), arguments), 74, "out.safetensors", 1);
+  EXPECT_EQ(files_under(sandbox.dir.str()), before);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, DiskFull, testing::Values(kAlone, 4));
+
+}  // namespace
+}  // namespace utrain
