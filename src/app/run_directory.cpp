@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -108,17 +109,40 @@ void check_run_directory(const std::string& dir, bool overwrite) {
   check_not_finished(dir, overwrite);
 }
 
+RunLock::RunLock(const std::string& dir) : path_(dir + "/.lock") {
+  struct stat held, found;
+  do {  // again where the last holder removed the file between our open and our lock
+    if (file_ >= 0) close(file_);
+    file_ = open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (file_ < 0) fail_io(path_, "cannot open", errno);
+    if (flock(file_, LOCK_EX | LOCK_NB) == 0) continue;
+    const int error = errno;
+    if (error == EWOULDBLOCK) {
+      close(file_);
+      fail_locked(dir);
+    }
+    fmt::print(stderr,
+               "utrain: warning: {}: no locks here ({}), a second job in this directory would go "
+               "unnoticed\n",
+               dir, std::strerror(error));
+    return;
+  } while (stat(path_.c_str(), &found) != 0 || fstat(file_, &held) != 0 ||
+           found.st_ino != held.st_ino);
+}
+
+RunLock::~RunLock() {
+  unlink(path_.c_str());  // still locked: nobody else can take it for theirs
+  close(file_);
+}
+
 RunDirectory::RunDirectory(const std::string& dir, bool overwrite) : dir_(dir) {
   check_run_directory(dir, overwrite);
   std::error_code error;
   fs::create_directories(dir, error);
   if (error) fail_io(dir, "cannot make run.dir", error.value());
-  const std::string lock = dir + "/.lock";
-  lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (lock_ < 0) fail_io(lock, "cannot open", errno);
-  if (flock(lock_, LOCK_EX | LOCK_NB) != 0) fail_locked(dir);
+  lock_.emplace(dir);
   check_not_finished(dir, overwrite);  // a run may have finished before the lock was ours
-  for (const char* name : {"metrics.jsonl", "summary.json", "adapter"}) {
+  for (const char* name : {"metrics.jsonl", "summary.json", "input.resolved.toml", "adapter"}) {
     fs::remove_all(fs::path(dir) / name, error);
     if (error)
       fail_io((fs::path(dir) / name).string(), "cannot remove what an earlier run left",
@@ -131,7 +155,6 @@ RunDirectory::RunDirectory(const std::string& dir, bool overwrite) : dir_(dir) {
 
 RunDirectory::~RunDirectory() {
   if (metrics_ >= 0) close(metrics_);
-  if (lock_ >= 0) close(lock_);
 }
 
 void RunDirectory::write_line(const Json& line) {

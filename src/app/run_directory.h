@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstdio>
-#include <memory>
+#include <optional>
 #include <string>
 
 #include "config/config.h"
@@ -15,6 +15,20 @@ namespace utrain {
 // Fails where dir holds a finished run and overwrite is off, is in use, or cannot be a directory
 // (usage), or cannot be written (io). Reads only.
 void check_run_directory(const std::string& dir, bool overwrite);
+
+// Keeps a second job out of a directory while this one lives. A file system without locks only gets
+// a warning. The file goes with its holder; one left by a killed job holds nobody up.
+class RunLock {
+ public:
+  explicit RunLock(const std::string& dir);  // fails with usage where another holds it, or io
+  ~RunLock();
+  RunLock(const RunLock&) = delete;
+  RunLock& operator=(const RunLock&) = delete;
+
+ private:
+  std::string path_;
+  int file_ = -1;
+};
 
 class RunDirectory {
  public:
@@ -36,7 +50,7 @@ class RunDirectory {
   void write_line(const Json& line);
 
   std::string dir_;
-  int lock_ = -1;
+  std::optional<RunLock> lock_;  // taken once the directory is there
   int metrics_ = -1;
 };
 
