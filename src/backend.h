@@ -76,9 +76,12 @@ struct AttentionShape {
 
 struct AdamW {
   double lr = 0.0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.0;
-  double grad_scale = 1.0;  // the clipping factor
-  int64_t t = 1;            // Adam's own counter, from 1
 };
+
+// What clip() found out about a step, [1, 4] float64 on the device: the update reads it there, so no step waits for the
+// host.
+enum class StepState { grad_norm, grad_scale, is_finite /* 1 or 0 */, n_updates /* Adam's own counter */ };
+inline constexpr int64_t kStepStates = 4;
 
 class Backend {
  public:
@@ -158,9 +161,12 @@ class Backend {
   // block_sums [n / 1024] (loss_dtype) = sums of squares of blocks of 1024 elements of x [1, n], n
   // % 1024 == 0
   virtual void sum_of_squares(const Tensor& block_sums, const Tensor& x) = 0;
-  // torch's AdamW on flat buffers [1, n] in trainable_dtype: p, m, v updated in place from g *
-  // grad_scale
-  virtual void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
+  // norm = sqrt of the block sums added in block order, is_finite of loss and norm, n_updates += 1 where finite;
+  // grad_scale = min(1, max_grad_norm / (norm + 1e-6)), or 1 where max_grad_norm is 0
+  virtual void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums, double max_grad_norm) = 0;
+  // torch's AdamW on flat buffers [1, n] in trainable_dtype: p, m, v updated in place from g * grad_scale; nothing
+  // where the state is not finite
+  virtual void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g, const Tensor& state,
                             const AdamW& options) = 0;
 };
 

@@ -16,12 +16,18 @@ Matrix row(const std::vector<double>& values) {
   return x;
 }
 
-void update(DType dtype, State& state, const Matrix& g, const AdamW& options) {
+struct Step {
+  double grad_scale = 1.0, n_updates = 1.0, is_finite = 1.0;
+};
+
+void update(DType dtype, State& state, const Matrix& g, const Step& step, const AdamW& options) {
   Operands operands(dtype);
   const DType trainable = operands.backend().trainable_dtype();
   const Tensor p = operands.input(state.p, trainable), m = operands.input(state.m, trainable);
   const Tensor v = operands.input(state.v, trainable);
-  operands.backend().adamw_update(p, m, v, operands.input(g, trainable), options);
+  const Matrix of_step = row({0.0, step.grad_scale, step.is_finite, step.n_updates});
+  operands.backend().adamw_update(p, m, v, operands.input(g, trainable),
+                                  operands.input(of_step, DType::f64), options);
   state = {operands.read(p), operands.read(m), operands.read(v)};
 }
 
@@ -37,13 +43,12 @@ const Matrix kV =
     row({0.0036059375000000032, 0.003900312500000003, 0.008336250000000007, 1.207500000000001e-09});
 
 State three_steps(DType dtype, double bound) {
-  AdamW options{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-3, .weight_decay = 0.1};
+  const AdamW options{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-3, .weight_decay = 0.1};
   State state{row({0.5, -1.25, 2.0, 0.03}), Matrix(1, 4), Matrix(1, 4)};
   for (int64_t step = 0; step < 3; ++step) {
-    options.t = step + 1;
-    options.grad_scale = std::pow(0.5, step);
-    update(dtype, state, row(kGradients[step]), options);
-    EXPECT_LE(largest_error(state.p, row(kParameters[step])), bound) << "step " << options.t;
+    const Step of_step{.grad_scale = std::pow(0.5, step), .n_updates = step + 1.0};
+    update(dtype, state, row(kGradients[step]), of_step, options);
+    EXPECT_LE(largest_error(state.p, row(kParameters[step])), bound) << "step " << step + 1;
   }
   return state;
 }
@@ -68,20 +73,22 @@ TEST(AdamW, ComplexIsDouble) {
 TEST(AdamW, ThreadsDoNotMatter) {
   const State start{random_matrix(1, 4099, 1), random_matrix(1, 4099, 2), Matrix(1, 4099, 0.25)};
   const Matrix g = random_matrix(1, 4099, 3);
-  const AdamW options{.lr = 0.01, .weight_decay = 0.1, .t = 5};
+  const AdamW options{.lr = 0.01, .weight_decay = 0.1};
   const int before = omp_get_max_threads();
   omp_set_num_threads(1);
   State one = start, two = start;
-  update(DType::f32, one, g, options);
+  update(DType::f32, one, g, {.n_updates = 5.0}, options);
   omp_set_num_threads(2);
-  update(DType::f32, two, g, options);
+  update(DType::f32, two, g, {.n_updates = 5.0}, options);
   omp_set_num_threads(before);
   EXPECT_TRUE(one.p == two.p && one.m == two.m && one.v == two.v);
 }
 
-TEST(AdamW, RefusesStepZero) {
-  State state{Matrix(1, 4), Matrix(1, 4), Matrix(1, 4)};
-  EXPECT_THROW(update(DType::f32, state, Matrix(1, 4), {.t = 0}), Error);
+TEST(AdamW, ChangesNothingWhereTheStepIsNotFinite) {
+  const State start{random_matrix(1, 40, 1), random_matrix(1, 40, 2), Matrix(1, 40, 0.25)};
+  State state = start;
+  update(DType::f64, state, random_matrix(1, 40, 3), {.is_finite = 0.0}, {.lr = 0.1});
+  EXPECT_TRUE(state.p == start.p && state.m == start.m && state.v == start.v);
 }
 
 }  // namespace

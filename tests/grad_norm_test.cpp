@@ -52,5 +52,37 @@ TEST(GradNorm, RefusesAPartOfABlock) {
   EXPECT_THROW(block_sums(DType::f32, Matrix(1, 1023)), Error);
 }
 
+// State of a step with these block sums, 3 updates made before.
+Matrix clipped(const std::vector<double>& sums, double loss, double max_grad_norm) {
+  Operands operands(DType::f32);
+  Matrix state(1, 4), blocks(1, static_cast<int64_t>(sums.size()));
+  state.at(0, static_cast<int>(StepState::n_updates)) = 3.0;
+  for (size_t i = 0; i < sums.size(); ++i) blocks.values[i] = sums[i];
+  const Tensor x = operands.input(state, DType::f64);
+  operands.backend().clip(x, operands.input(Matrix(1, 1, loss), DType::f64),
+                          operands.input(blocks, DType::f64), max_grad_norm);
+  return operands.read(x);
+}
+
+TEST(Clip, ScalesDownToTheLargestNorm) {
+  Matrix state = clipped({9.0, 16.0}, 1.0, 2.0);
+  EXPECT_EQ(state.real(0, 0), 5.0);
+  EXPECT_EQ(state.real(0, 1), 2.0 / (5.0 + 1e-6));
+  EXPECT_EQ(state.real(0, 2), 1.0);
+  EXPECT_EQ(state.real(0, 3), 4.0);
+  EXPECT_EQ(clipped({9.0, 16.0}, 1.0, 6.0).real(0, 1), 1.0);
+  EXPECT_EQ(clipped({9.0, 16.0}, 1.0, 0.0).real(0, 1), 1.0);
+}
+
+TEST(Clip, CountsNoUpdateWhereNumbersAreBad) {
+  const double nan = std::nan(""), infinity = std::numeric_limits<double>::infinity();
+  for (const auto& [sum, loss] :
+       {std::pair{nan, 1.0}, {infinity, 1.0}, {1.0, nan}, {1.0, infinity}}) {
+    const Matrix state = clipped({1.0, sum}, loss, 1.0);
+    EXPECT_EQ(state.real(0, 2), 0.0);
+    EXPECT_EQ(state.real(0, 3), 3.0);
+  }
+}
+
 }  // namespace
 }  // namespace utrain

@@ -158,9 +158,13 @@ class CpuBackend : public Backend {
   void sum_of_squares(const Tensor& block_sums, const Tensor& x) override {
     cpu::sum_of_squares<T>(block_sums, x);
   }
+  void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums,
+            double max_grad_norm) override {
+    cpu::clip<cpu::Wide<T>>(state, loss, block_sums, max_grad_norm);
+  }
   void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
-                    const AdamW& options) override {
-    cpu::adamw_update<T>(p, m, v, g, options);
+                    const Tensor& state, const AdamW& options) override {
+    cpu::adamw_update<T>(p, m, v, g, state, options);
   }
 
  private:

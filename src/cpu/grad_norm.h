@@ -1,9 +1,16 @@
 // block_sums[b] = sum of x^2 over elements [1024 b, 1024 b + 1024)
 //   x [1, n] T, n % 1024 == 0   block_sums [1, n / 1024] or [n / 1024, 1] double (T where wider)
-//   forward: block_sums =. The caller adds the blocks in order, so the norm does not depend on how
-//   they were dealt out. Accumulates in double.
+//   block_sums =. clip adds the blocks in order, so the norm does not depend on how they were dealt
+//   out. Accumulates in double.
+// clip: norm = sqrt(sum of block_sums), grad_scale = min(1, max_grad_norm / (norm + 1e-6))
+//   Pascanu et al. 2013, arXiv:1211.5063; the 1e-6 is torch's clip_grad_norm_
+//   state [1, 4] double, indexed by StepState
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
+#include "backend.h"
 #include "cpu/view.h"
 
 namespace utrain::cpu {
@@ -27,6 +34,21 @@ void sum_of_squares(View<Wide<T>> block_sums, View<T> x) {
     }
     block_sums.data[b] = sum;
   }
+}
+
+template <class T>
+void clip(View<double> state, View<T> loss, View<T> block_sums, double max_grad_norm) {
+  ASSERT(state.is(1, kStepStates) && loss.is(1, 1));
+  double sum = 0.0;
+  for (int64_t b = 0; b < block_sums.cols; ++b) sum += real_of(block_sums.data[b]);
+  const double norm = std::sqrt(sum);
+  const bool is_finite = std::isfinite(norm) && std::isfinite(real_of(loss.data[0]));
+  const auto at = [&](StepState i) -> double& { return state.data[static_cast<int>(i)]; };
+  at(StepState::grad_norm) = norm;
+  at(StepState::grad_scale) =
+      max_grad_norm > 0.0 ? std::min(1.0, max_grad_norm / (norm + 1e-6)) : 1.0;
+  at(StepState::is_finite) = is_finite ? 1.0 : 0.0;
+  at(StepState::n_updates) += is_finite ? 1.0 : 0.0;
 }
 
 }  // namespace utrain::cpu

@@ -14,20 +14,25 @@ class Optimizer {
   Optimizer(const Config::Train& options, const Adapters& adapters, Backend& backend, Arena& arena);
   void bind(const Arena& arena);  // after the arena is placed; the moments start at zero
 
-  double grad_norm() const;  // of the adapters' gradients, before clipping
-  // One update of the parameters from their gradients, scaled by the clipping factor of grad_norm.
-  // Counts.
-  void update(double lr, double grad_norm);
-  int64_t n_updates() const { return n_updates_; }
+  // Norm of the adapters' gradients, clipping, and one update of the parameters; nothing but the
+  // norm where it or loss [1, 1] is not finite.
+  void step(const Tensor& loss, double lr);
+  // Of the last step, or of measure().
+  double grad_norm() const { return state(StepState::grad_norm); }
+  bool is_finite() const { return state(StepState::is_finite) != 0.0; }
+  // The norm alone.
+  void measure(const Tensor& loss);
 
  private:
+  double state(StepState i) const;
+
   Config::Train options_;
   const Adapters& adapters_;
   Backend& backend_;
-  Arena::Id m_id_, v_id_, block_sums_id_;
+  Arena::Id m_id_, v_id_, block_sums_id_, state_id_;
   Tensor m_, v_;       // [1, n] trainable dtype
   Tensor block_sums_;  // [1, n / 1024] loss dtype
-  int64_t n_updates_ = 0;
+  Tensor state_;       // [1, 4] float64, indexed by StepState
 };
 
 }  // namespace utrain

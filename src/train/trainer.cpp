@@ -62,21 +62,19 @@ StepStats Trainer::train_step(int64_t step) {
 
   // 3. One sum over ranks, in rank order.
   reduce_over_ranks();
-  stats.loss = loss_on_host() / static_cast<double>(batch.n_targets);
 
   // 4. Clip by the global norm, then AdamW. A step with bad numbers changes nothing but its place
   // in the schedule.
   timed(Phase::optimizer, [&] {
-    stats.grad_norm = optimizer_.grad_norm();
     stats.lr = options.lr *
                schedule_factor(options.schedule, step, job_.total_steps, options.warmup_steps);
-    stats.skipped = !std::isfinite(stats.loss) || !std::isfinite(stats.grad_norm);
-    if (!stats.skipped) {
-      optimizer_.update(stats.lr, stats.grad_norm);
-      adapters_.parameters_changed();
-    }
+    optimizer_.step(loss_, stats.lr);
+    adapters_.parameters_changed();
   });
 
+  stats.loss = loss_on_host() / static_cast<double>(batch.n_targets);
+  stats.grad_norm = optimizer_.grad_norm();
+  stats.skipped = !optimizer_.is_finite();
   stats.epoch = static_cast<double>(step) / static_cast<double>(job_.steps_per_epoch);
   stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return stats;
@@ -143,6 +141,7 @@ StepStats Trainer::first_batch() {
   stats.target_tokens = batch.n_targets;
   stats.tokens = batch.n_tokens;
   stats.loss = loss_on_host() / static_cast<double>(batch.n_targets);
+  optimizer_.measure(loss_);
   stats.grad_norm = optimizer_.grad_norm();
   return stats;
 }
