@@ -182,6 +182,26 @@ TEST(Rows, EveryDocumentWithATargetIsThereOnceAndCountsAddUp) {
   }
 }
 
+TEST(Rows, TheFirstRowsHaveCountsOfTheirOwn) {
+  const TokenDataSet data = test::random_token_data_set(100, 50, 9);
+  const Rows all = make_rows(data, options_of(64, true, true, "drop"));
+  Rows some = all;
+  keep_first_rows(some, data, all.n_rows());
+  EXPECT_EQ(some.n_targets, all.n_targets);
+  keep_first_rows(some, data, 3);
+  ASSERT_EQ(some.n_rows(), 3);
+  int64_t n_tokens = 0, n_targets = 0;
+  for (const auto& row : some.rows) {
+    for (const Piece& piece : row) {
+      n_tokens += piece.length;
+      n_targets += data.n_targets(piece.document, piece.length);
+    }
+  }
+  EXPECT_EQ(some.n_tokens, n_tokens);
+  EXPECT_EQ(some.n_targets, n_targets);
+  EXPECT_LT(some.n_targets, all.n_targets);
+}
+
 TEST(Rows, TheSeedDecidesTheOrder) {
   const TokenDataSet data = test::random_token_data_set(50, 20, 1);
   const auto with_seed = [&](uint64_t seed, bool shuffle) {

@@ -96,4 +96,17 @@ Rows make_rows(const TokenDataSet& data, const RowOptions& options) {
   return result;
 }
 
+void keep_first_rows(Rows& rows, const TokenDataSet& data, int64_t n) {
+  if (n >= rows.n_rows()) return;
+  rows.rows.resize(static_cast<size_t>(n));
+  rows.n_documents_kept = rows.n_tokens = rows.n_targets = 0;
+  for (const auto& row : rows.rows) {
+    for (const Piece& piece : row) {
+      ++rows.n_documents_kept;
+      rows.n_tokens += piece.length;
+      rows.n_targets += data.n_targets(piece.document, piece.length);
+    }
+  }
+}
+
 }  // namespace utrain

@@ -41,4 +41,7 @@ struct Rows {
 // target is left.
 Rows make_rows(const TokenDataSet& data, const RowOptions& options);
 
+// Only the first n rows stay, and the counts are theirs.
+void keep_first_rows(Rows& rows, const TokenDataSet& data, int64_t n);
+
 }  // namespace utrain

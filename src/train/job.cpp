@@ -191,10 +191,7 @@ Job read_job(const Config& config, int ranks) {
     job.eval = read_token_data_set(config.data.eval, job.architecture.vocab_size);
     job.eval_rows = make_rows(job.eval, row_options(job.config, false));
     warn_of_dropped(job, "data.eval", job.eval_rows);
-    const int64_t max_rows = config.eval.max_rows;
-    if (max_rows > 0 && job.eval_rows.n_rows() > max_rows) {
-      job.eval_rows.rows.resize(static_cast<size_t>(max_rows));
-    }
+    if (config.eval.max_rows > 0) keep_first_rows(job.eval_rows, job.eval, config.eval.max_rows);
   } else if (config.eval.every > 0) {
     job.warnings.push_back("eval.every is set but data.eval is not: nothing is evaluated");
   }
