@@ -2,9 +2,29 @@
 #include "backend.h"
 
 namespace utrain {
+namespace {
+
+[[noreturn]] void fail_without_cuda() {
+  fail(ExitCode::usage, "run.backend", "this binary was built without CUDA",
+       "set run.backend = \"cpu\", or build it again where nvcc is found (make cuda)");
+}
+
+}  // namespace
 
 bool cuda_is_built() {
   return false;
+}
+
+std::unique_ptr<Backend> make_cuda_backend(DType, int) {
+  fail_without_cuda();
+}
+
+std::vector<GpuInfo> visible_gpus() {
+  return {};
+}
+
+int64_t gpu_free_bytes(int) {
+  fail_without_cuda();
 }
 
 std::string cuda_versions() {

@@ -13,6 +13,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/tensor.h"
 
@@ -91,6 +92,7 @@ class Backend {
   virtual DType trainable_dtype()
       const = 0;  // of adapters, gradients and optimizer state: float32, or T where wider
   virtual DType loss_dtype() const = 0;  // of loss sums: float64, or T where wider
+  virtual int64_t reserve_bytes() const { return 0; }  // device memory it holds besides allocate()
 
   // Memory. The arena takes all of it in one call; a backend frees what it gave when it ends.
   virtual void* allocate(int64_t bytes) = 0;  // 256-byte aligned
@@ -175,6 +177,18 @@ std::unique_ptr<Backend> make_cpu_backend(
 void set_cpu_threads(int n);  // of the CPU backend, in this process
 std::string cpu_blas();       // for --version
 bool cuda_is_built();         // false: this binary was made without CUDA
+// f32, bf16 or f16 on GPU `device` of visible_gpus(). A usage error without CUDA, driver, GPU, or
+// kernels for it.
+std::unique_ptr<Backend> make_cuda_backend(DType dtype, int device = 0);
+
+struct GpuInfo {
+  std::string name, uuid;
+  int64_t memory_bytes = 0;
+  int compute_capability = 0;  // 90 is 9.0
+  std::string driver;          // the newest CUDA it runs
+};
+std::vector<GpuInfo> visible_gpus();  // empty without CUDA, driver or GPU; opens none of them
+int64_t gpu_free_bytes(int device);   // opens it, as make_cuda_backend does
 std::string cuda_versions();  // for --version: toolkit and NCCL, or why there are none
 
 }  // namespace utrain
