@@ -95,6 +95,11 @@ TEST_F(Invariance, OneStepHasAllDocuments) {
   const Result no_dropout =
       run(kAlone, {"--data.packing=false", "--train.recompute=none", "--lora.dropout=0"});
   EXPECT_GT(std::fabs(no_dropout.of("loss")[0] - wanted.of("loss")[0]), 1e-3) << "dropout acts";
+  // lr is 0 in the first step: the second sees the same parameters in another epoch.
+  EXPECT_EQ(no_dropout.of("loss")[1], no_dropout.of("loss")[0]);
+  EXPECT_GT(std::fabs(wanted.of("loss")[1] - wanted.of("loss")[0]), 1e-3) << "epochs differ";
+  const Result still = run(kAlone, {"--data.packing=false", "--train.lr=1e-30"});
+  EXPECT_NEAR(still.of("eval_loss")[0], no_dropout.of("loss")[0], 1e-5) << "none in evaluation";
   EXPECT_EQ(wanted.of("step").size(), 10u + 3u);
 
   struct Variant {
