@@ -18,7 +18,7 @@
 namespace utrain::cuda {
 
 inline constexpr std::string_view kMemoryRemedy =
-    "set train.recompute = \"block\", lower train.micro_batch_size or data.max_length, or take a "
+    "set train.recompute = \"block\", lower train.micro_batch_size or data.seq_len, or take a "
     "GPU with more memory";
 
 struct CallSite {

@@ -1,5 +1,6 @@
-// Every launcher of the CUDA backend: the operations of backend.h with a stream. Contracts are told there; the file of an
-// operation tells its kernels. Tensors are in device memory, of dtype float32, bfloat16 or float16 as backend.h says of T.
+// Every launcher of the CUDA backend: the operations of backend.h with a stream. Contracts are told
+// there; the file of an operation tells its kernels. Tensors are in device memory, of dtype
+// float32, bfloat16 or float16 as backend.h says of T.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,46 +11,54 @@ namespace utrain::cuda {
 
 void convert(const Tensor& y, const Tensor& x, cudaStream_t stream);
 
-void embedding_forward(const Tensor& x, const Tensor& table, const TokenBatch& batch, cudaStream_t stream);
+void embedding_forward(const Tensor& x, const Tensor& table, const TokenBatch& batch,
+                       cudaStream_t stream);
 
-void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& weight, double eps,
-                     cudaStream_t stream);
+void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& weight,
+                     double eps, cudaStream_t stream);
 void residual_rmsnorm_forward(const Tensor& h, const Tensor& y, const Tensor& rstd, const Tensor& x,
-                              const Tensor& branch, const Tensor& weight, double eps, cudaStream_t stream);
-void rmsnorm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& rstd, const Tensor& weight,
-                      float beta, cudaStream_t stream);
+                              const Tensor& branch, const Tensor& weight, double eps,
+                              cudaStream_t stream);
+void rmsnorm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                      const Tensor& weight, float beta, cudaStream_t stream);
 void residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch, cudaStream_t stream);
 
-void rope_forward(const Tensor& x, const Tensor& cos_sin, int64_t D, const TokenBatch& batch, cudaStream_t stream);
-void rope_backward(const Tensor& dx, const Tensor& cos_sin, int64_t D, const TokenBatch& batch, cudaStream_t stream);
+void rope_forward(const Tensor& x, const Tensor& cos_sin, int64_t D, const TokenBatch& batch,
+                  cudaStream_t stream);
+void rope_backward(const Tensor& dx, const Tensor& cos_sin, int64_t D, const TokenBatch& batch,
+                   cudaStream_t stream);
 
-void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                       const TokenBatch& batch, const AttentionShape& shape, cudaStream_t stream);
-void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& dout, const Tensor& out,
-                        const Tensor& lse, const Tensor& qkv, const TokenBatch& batch, const AttentionShape& shape,
-                        cudaStream_t stream);
+void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                       const Tensor& v, const TokenBatch& batch, const AttentionShape& shape,
+                       cudaStream_t stream);
+void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& dout,
+                        const Tensor& out, const Tensor& lse, const Tensor& qkv,
+                        const TokenBatch& batch, const AttentionShape& shape, cudaStream_t stream);
 
 void swiglu_forward(const Tensor& act, const Tensor& gate_up, cudaStream_t stream);
-void swiglu_backward(const Tensor& dgate_up, const Tensor& dact, const Tensor& gate_up, cudaStream_t stream);
+void swiglu_backward(const Tensor& dgate_up, const Tensor& dact, const Tensor& gate_up,
+                     cudaStream_t stream);
 
 // y = drop(x) for one adapter's site; and dx += drop's mask o dxA, its gradient.
-void dropout_forward(const Tensor& y, const Tensor& x, uint32_t site, const Dropout& dropout, const TokenBatch& batch,
-                     cudaStream_t stream);
+void dropout_forward(const Tensor& y, const Tensor& x, uint32_t site, const Dropout& dropout,
+                     const TokenBatch& batch, cudaStream_t stream);
 void dropout_backward(const Tensor& dx, const Tensor& dy, uint32_t site, const Dropout& dropout,
                       const TokenBatch& batch, cudaStream_t stream);
 
 // Rows of a chunk of cross_entropy: x_rows [M, C] = x[target_rows]; dx[target_rows] = dx_rows.
 void gather_rows(const Tensor& x_rows, const Tensor& x, const int32_t* rows, cudaStream_t stream);
-void scatter_rows(const Tensor& dx, const Tensor& dx_rows, const int32_t* rows, cudaStream_t stream);
-// loss [1, 1] f64 += sum of (log-sum-exp - logit of the target); logits [M, V] in place = dloss * (softmax - one hot), not
-// where want_gradient is false. row_loss [1, M] f32 scratch.
-void softmax_cross_entropy(const Tensor& loss, const Tensor& row_loss, const Tensor& logits, const int32_t* targets,
-                           double dloss, bool want_gradient, cudaStream_t stream);
+void scatter_rows(const Tensor& dx, const Tensor& dx_rows, const int32_t* rows,
+                  cudaStream_t stream);
+// loss [1, 1] f64 += sum of (log-sum-exp - logit of the target); logits [M, V] in place = dloss *
+// (softmax - one hot), not where want_gradient is false. row_loss [1, M] f32 scratch.
+void softmax_cross_entropy(const Tensor& loss, const Tensor& row_loss, const Tensor& logits,
+                           const int32_t* targets, double dloss, bool want_gradient,
+                           cudaStream_t stream);
 
 void sum_of_squares(const Tensor& block_sums, const Tensor& x, cudaStream_t stream);
 void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums, double max_grad_norm,
           cudaStream_t stream);
-void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g, const Tensor& state,
-                  const AdamW& options, cudaStream_t stream);
+void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
+                  const Tensor& state, const AdamW& options, cudaStream_t stream);
 
 }  // namespace utrain::cuda

@@ -79,9 +79,14 @@ struct AdamW {
   double lr = 0.0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.0;
 };
 
-// What clip() found out about a step, [1, 4] float64 on the device: the update reads it there, so no step waits for the
-// host.
-enum class StepState { grad_norm, grad_scale, is_finite /* 1 or 0 */, n_updates /* Adam's own counter */ };
+// What clip() found out about a step, [1, 4] float64 on the device: the update reads it there, so
+// no step waits for the host.
+enum class StepState {
+  grad_norm,
+  grad_scale,
+  is_finite /* 1 or 0 */,
+  n_updates /* Adam's own counter */
+};
 inline constexpr int64_t kStepStates = 4;
 
 class Backend {
@@ -91,7 +96,7 @@ class Backend {
   virtual DType dtype() const = 0;  // T
   virtual DType trainable_dtype()
       const = 0;  // of adapters, gradients and optimizer state: float32, or T where wider
-  virtual DType loss_dtype() const = 0;  // of loss sums: float64, or T where wider
+  virtual DType loss_dtype() const = 0;                // of loss sums: float64, or T where wider
   virtual int64_t reserve_bytes() const { return 0; }  // device memory it holds besides allocate()
 
   // Memory. The arena takes all of it in one call; a backend frees what it gave when it ends.
@@ -163,13 +168,14 @@ class Backend {
   // block_sums [n / 1024] (loss_dtype) = sums of squares of blocks of 1024 elements of x [1, n], n
   // % 1024 == 0
   virtual void sum_of_squares(const Tensor& block_sums, const Tensor& x) = 0;
-  // norm = sqrt of the block sums added in block order, is_finite of loss and norm, n_updates += 1 where finite;
-  // grad_scale = min(1, max_grad_norm / (norm + 1e-6)), or 1 where max_grad_norm is 0
-  virtual void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums, double max_grad_norm) = 0;
-  // torch's AdamW on flat buffers [1, n] in trainable_dtype: p, m, v updated in place from g * grad_scale; nothing
-  // where the state is not finite
-  virtual void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g, const Tensor& state,
-                            const AdamW& options) = 0;
+  // norm = sqrt of the block sums added in block order, is_finite of loss and norm, n_updates += 1
+  // where finite; grad_scale = min(1, max_grad_norm / (norm + 1e-6)), or 1 where max_grad_norm is 0
+  virtual void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums,
+                    double max_grad_norm) = 0;
+  // torch's AdamW on flat buffers [1, n] in trainable_dtype: p, m, v updated in place from g *
+  // grad_scale; nothing where the state is not finite
+  virtual void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
+                            const Tensor& state, const AdamW& options) = 0;
 };
 
 std::unique_ptr<Backend> make_cpu_backend(
@@ -189,6 +195,6 @@ struct GpuInfo {
 };
 std::vector<GpuInfo> visible_gpus();  // empty without CUDA, driver or GPU; opens none of them
 int64_t gpu_free_bytes(int device);   // opens it, as make_cuda_backend does
-std::string cuda_versions();  // for --version: toolkit and NCCL, or why there are none
+std::string cuda_versions();          // for --version: toolkit and NCCL, or why there are none
 
 }  // namespace utrain

@@ -42,8 +42,9 @@ inline constexpr double kDropoutRate = 7e-3;
 inline constexpr double kGoldenLogits = 2e-5;    // absolute, logits of about 1 [1.3e-6]
 inline constexpr double kGoldenLoss = 2e-5;      // relative [9.4e-8]
 inline constexpr double kGoldenGradient = 2e-5;  // relative, Frobenius, tensor by tensor [1.2e-6]
-inline constexpr double kGoldenCurve = 2e-5;     // relative, loss and norm of each of ten steps [2.3e-7]
-inline constexpr double kGoldenAdapter = 1e-4;   // relative, Frobenius, after ten steps [5.3e-6]
+inline constexpr double kGoldenCurve =
+    2e-5;  // relative, loss and norm of each of ten steps [2.3e-7]
+inline constexpr double kGoldenAdapter = 1e-4;  // relative, Frobenius, after ten steps [5.3e-6]
 // Their lr is stored in float32, ours is a double: one rounding [4.7e-8].
 inline constexpr double kGoldenLearningRate = 5e-7;
 // Losses and norms of one run divided among ranks, passes and rows in another way, relative: other

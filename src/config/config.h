@@ -1,5 +1,6 @@
-// Everything a run is told: one member per key of input.toml, with the default. The table in keys.cpp is the only other
-// place that knows a key: it parses, checks, documents and prints all of them.
+// Everything a run is told: one member per key of input.toml, with the default. The table in
+// keys.cpp is the only other place that knows a key: it parses, checks, documents and prints all of
+// them.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,9 @@ struct Config {
     double dropout = 0.0;
     bool use_rslora = false;
     std::string init_from;
-    std::vector<std::string> target_modules = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                                               "gate_proj", "up_proj", "down_proj"};  // "all-linear" becomes these
+    std::vector<std::string> target_modules = {
+        "q_proj",    "k_proj",  "v_proj",   "o_proj",
+        "gate_proj", "up_proj", "down_proj"};  // "all-linear" becomes these
   } lora;
   struct Data {
     std::string train;
@@ -37,9 +39,9 @@ struct Config {
     std::string method = "lora";
     int64_t max_steps = 0;  // exactly one of max_steps and epochs is set
     double epochs = 0.0;
-    int64_t global_batch_size = 8;             // rows per optimizer step
-    int64_t gradient_accumulation_steps = 0;   // or this: global = this * micro_batch_size * ranks
-    int64_t micro_batch_size = 1;              // rows per rank and pass
+    int64_t global_batch_size = 8;            // rows per optimizer step
+    int64_t gradient_accumulation_steps = 0;  // or this: global = this * micro_batch_size * ranks
+    int64_t micro_batch_size = 1;             // rows per rank and pass
     double lr = 2e-4;
     std::string schedule = "linear";
     int64_t warmup_steps = 5;
