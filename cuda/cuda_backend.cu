@@ -1,0 +1,207 @@
+// The CUDA backend: backend.h on one GPU, everything on one stream in the order of the calls. Only
+// download() waits.
+//   T is float32, bfloat16 or float16; adapters, gradients and optimizer state are float32, loss
+//   sums float64. Every function hands over to the file of its operation, where shapes are checked.
+//   Besides allocate() it holds, from its start: cuBLASLt's workspace and the rows that
+//   cross_entropy gathers.
+#include <algorithm>
+
+#include "backend.h"
+#include "cuda_check.h"
+#include "gpu.h"
+#include "handle.h"
+#include "linear.h"
+#include "matmul.h"
+#include "ops.h"
+#include "upload_ring.h"
+
+namespace utrain {
+namespace {
+
+// Rows of x that have a target, gathered for a chunk of logits, and a loss for each.
+class TargetRows {
+ public:
+  static constexpr int64_t kBytes = 32 << 20;
+  static constexpr int64_t kMaxRows = 16384;
+  static constexpr int64_t kAllBytes = kBytes + kMaxRows * 4;
+
+  TargetRows() : memory_(cuda::make_device_memory(kAllBytes)) {}
+
+  // The most rows that a chunk may have.
+  static int64_t max_rows(int64_t cols, DType dtype) {
+    return std::min(kMaxRows, kBytes / (cols * size_of(dtype)));
+  }
+  Tensor rows(int64_t n_rows, int64_t cols, DType dtype) const {
+    ASSERT(n_rows <= max_rows(cols, dtype));
+    return make_tensor(memory_.get(), dtype, n_rows, cols);
+  }
+  Tensor losses(int64_t n_rows) const {
+    return make_tensor(static_cast<char*>(memory_.get()) + kBytes, DType::f32, 1, n_rows);
+  }
+
+ private:
+  cuda::DeviceMemory memory_;
+};
+
+class CudaBackend : public Backend {
+ public:
+  // The device is current in this thread.
+  explicit CudaBackend(DType dtype)
+      : dtype_(dtype),
+        owned_stream_(cuda::make_stream()),
+        stream_(owned_stream_.get()),
+        workspace_(cuda::make_device_memory(cuda::Blas::kWorkspaceBytes)),
+        blas_(stream_, workspace_.get()),
+        uploads_(stream_) {}
+  ~CudaBackend() override { cudaStreamSynchronize(stream_); }
+
+  std::string name() const override { return "cuda"; }
+  DType dtype() const override { return dtype_; }
+  DType trainable_dtype() const override { return DType::f32; }
+  DType loss_dtype() const override { return DType::f64; }
+  int64_t reserve_bytes() const override {
+    return cuda::Blas::kWorkspaceBytes + TargetRows::kAllBytes;
+  }
+
+  void* allocate(int64_t bytes) override {
+    ASSERT(bytes >= 0);
+    memory_.push_back(cuda::make_device_memory(bytes));
+    return memory_.back().get();
+  }
+  void upload(void* device, const void* host, int64_t bytes) override {
+    uploads_.upload(device, host, bytes);
+  }
+  void download(void* host, const void* device, int64_t bytes) override {
+    if (bytes > 0)
+      CUDA_CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_));
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+  }
+  void zero(const Tensor& x) override {
+    if (x.n_elem() == 0) return;
+    const int64_t size = size_of(x.dtype);
+    if (x.contiguous()) {
+      CUDA_CHECK(cudaMemsetAsync(x.data, 0, x.n_elem() * size, stream_));
+    } else {
+      CUDA_CHECK(cudaMemset2DAsync(x.data, x.ld * size, 0, x.cols * size, x.rows, stream_));
+    }
+  }
+  void convert(const Tensor& y, const Tensor& x) override { cuda::convert(y, x, stream_); }
+
+  void embedding_forward(const Tensor& x, const Tensor& table, const TokenBatch& batch) override {
+    cuda::embedding_forward(x, table, batch, stream_);
+  }
+
+  void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& weight,
+                       double eps) override {
+    cuda::rmsnorm_forward(y, rstd, x, weight, eps, stream_);
+  }
+  void residual_rmsnorm_forward(const Tensor& h, const Tensor& y, const Tensor& rstd,
+                                const Tensor& x, const Tensor& branch, const Tensor& weight,
+                                double eps) override {
+    cuda::residual_rmsnorm_forward(h, y, rstd, x, branch, weight, eps, stream_);
+  }
+  void rmsnorm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                        const Tensor& weight, float beta) override {
+    cuda::rmsnorm_backward(dx, dy, x, rstd, weight, beta, stream_);
+  }
+  void residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch) override {
+    cuda::residual_forward(h, x, branch, stream_);
+  }
+
+  void rope_forward(const Tensor& x, const Tensor& cos_sin, int64_t D,
+                    const TokenBatch& batch) override {
+    cuda::rope_forward(x, cos_sin, D, batch, stream_);
+  }
+  void rope_backward(const Tensor& dx, const Tensor& cos_sin, int64_t D,
+                     const TokenBatch& batch) override {
+    cuda::rope_backward(dx, cos_sin, D, batch, stream_);
+  }
+
+  void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                         const Tensor& v, const TokenBatch& batch,
+                         const AttentionShape& shape) override {
+    cuda::attention_forward(out, lse, q, k, v, batch, shape, stream_);
+  }
+  void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& dout,
+                          const Tensor& out, const Tensor& lse, const Tensor& qkv,
+                          const TokenBatch& batch, const AttentionShape& shape) override {
+    cuda::attention_backward(dqkv, delta, dout, out, lse, qkv, batch, shape, stream_);
+  }
+
+  void swiglu_forward(const Tensor& act, const Tensor& gate_up) override {
+    cuda::swiglu_forward(act, gate_up, stream_);
+  }
+  void swiglu_backward(const Tensor& dgate_up, const Tensor& dact, const Tensor& gate_up) override {
+    cuda::swiglu_backward(dgate_up, dact, gate_up, stream_);
+  }
+
+  void linear_forward(const Tensor& y, const Tensor& xa, const Tensor& x, const Linear& linear,
+                      const LinearContext& context) override {
+    cuda::linear_forward(blas_, y, xa, x, linear, context);
+  }
+  void linear_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& xa,
+                       const Linear& linear, const LinearContext& context) override {
+    cuda::linear_backward(blas_, dx, dy, x, xa, linear, context);
+  }
+
+  void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& W,
+                     const TokenBatch& batch, double dloss, const Tensor& logits) override {
+    const int64_t M = batch.n_targets, C = x.cols, V = W.rows;
+    ASSERT(x.rows == batch.n_rows && W.cols == C && logits.cols == V &&
+           (M == 0 || logits.rows > 0));
+    ASSERT(dx.empty() || (dx.rows == x.rows && dx.cols == C && dx.dtype == x.dtype));
+    const bool want_gradient = !dx.empty();
+    if (want_gradient) zero(dx);
+    const int64_t chunk = std::min({logits.rows, M, TargetRows::max_rows(C, x.dtype)});
+    ASSERT(M == 0 || chunk > 0);
+    for (int64_t begin = 0; begin < M; begin += chunk) {
+      const int64_t n_rows = std::min(chunk, M - begin);
+      const int32_t* rows = batch.target_rows + begin;
+      const Tensor x_rows = target_rows_.rows(n_rows, C, x.dtype),
+                   chunk_logits = logits.first_rows(n_rows);
+      cuda::gather_rows(x_rows, x, rows, stream_);
+      cuda::matmul_nt(blas_, chunk_logits, x_rows, W);
+      // dloss may be small: it scales the product, so that float16 keeps softmax - one hot.
+      cuda::softmax_cross_entropy(loss, target_rows_.losses(n_rows), chunk_logits,
+                                  batch.targets + begin, 1.0, want_gradient, stream_);
+      if (!want_gradient) continue;
+      cuda::matmul_nn(blas_, x_rows, chunk_logits, W, static_cast<float>(dloss));
+      cuda::scatter_rows(dx, x_rows, rows, stream_);
+    }
+  }
+
+  void sum_of_squares(const Tensor& block_sums, const Tensor& x) override {
+    cuda::sum_of_squares(block_sums, x, stream_);
+  }
+  void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums,
+            double max_grad_norm) override {
+    cuda::clip(state, loss, block_sums, max_grad_norm, stream_);
+  }
+  void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
+                    const Tensor& state, const AdamW& options) override {
+    cuda::adamw_update(p, m, v, g, state, options, stream_);
+  }
+
+ private:
+  DType dtype_;
+  cuda::Stream owned_stream_;
+  cudaStream_t stream_;
+  cuda::DeviceMemory workspace_;
+  cuda::Blas blas_;
+  TargetRows target_rows_;
+  cuda::UploadRing uploads_;
+  std::vector<cuda::DeviceMemory> memory_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cuda_backend(DType dtype, int device) {
+  if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16) {
+    fail(ExitCode::usage, "model.dtype", fmt::format("{} on a GPU", name_of(dtype)),
+         "set model.dtype = \"bfloat16\", \"float16\" or \"float32\"");
+  }
+  cuda::open_gpu(device);
+  return std::make_unique<CudaBackend>(dtype);
+}
+
+}  // namespace utrain

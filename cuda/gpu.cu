@@ -1,0 +1,129 @@
+// Which GPUs there are, and whether one can be used: backend.h's visible_gpus, gpu_free_bytes,
+// cuda_versions, and open_gpu. CUDA_VISIBLE_DEVICES is the driver's affair: a device is an index
+// into what it leaves.
+#include <nccl.h>
+
+#include "backend.h"
+#include "cuda_check.h"
+#include "gpu.h"
+
+namespace utrain {
+namespace {
+
+constexpr int kOldestCapability = 80;
+
+// 13020 is 13.2
+std::string cuda_version(int version) {
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
+
+int driver_version() {
+  int version = 0;
+  CUDA_CHECK(cudaDriverGetVersion(&version));
+  return version;
+}
+
+std::string uuid_of(const cudaUUID_t& uuid) {
+  std::string text = "GPU-";
+  for (int i = 0; i < 16; ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+    text += fmt::format("{:02x}", static_cast<unsigned char>(uuid.bytes[i]));
+  }
+  return text;
+}
+
+// 0 where there is no driver, or one too old for this binary.
+int count_gpus() {
+  int n = 0;
+  if (cudaGetDeviceCount(&n) == cudaSuccess) return n;
+  cudaGetLastError();
+  return 0;
+}
+
+[[noreturn]] void fail_without_gpu() {
+  const int driver = driver_version();
+  constexpr const char* where = "run.backend";
+  if (driver == 0) {
+    fail(ExitCode::usage, where, "cuda was asked for, but there is no NVIDIA driver here",
+         "run on a node with GPUs, or set run.backend = \"cpu\"");
+  }
+  int n = 0;
+  const cudaError_t status = cudaGetDeviceCount(&n);
+  if (status == cudaErrorInsufficientDriver) {
+    fail(ExitCode::usage, where,
+         fmt::format("the NVIDIA driver runs CUDA {}, this binary needs {}", cuda_version(driver),
+                     cuda_version(CUDART_VERSION)),
+         "install a newer driver, or build with an older CUDA toolkit");
+  }
+  if (status != cudaErrorNoDevice) CUDA_CHECK(status);
+  fail(ExitCode::usage, where, "cuda was asked for, but no GPU is visible",
+       "check CUDA_VISIBLE_DEVICES and what the job was given, or set run.backend = \"cpu\"");
+}
+
+__global__ void probe_kernel() {}
+
+}  // namespace
+
+void cuda::open_gpu(int device) {
+  const int n = count_gpus();
+  if (n == 0) fail_without_gpu();
+  const std::string where = fmt::format("GPU {}", device);
+  if (device < 0 || device >= n) {
+    fail(ExitCode::usage, where, fmt::format("only {} GPU{} visible", n, n == 1 ? " is" : "s are"),
+         "start fewer ranks on this node, or check CUDA_VISIBLE_DEVICES");
+  }
+  cudaDeviceProp properties;
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  if (properties.major * 10 + properties.minor < kOldestCapability) {
+    fail(ExitCode::usage, where,
+         fmt::format("{} has compute capability {}.{}, 8.0 or newer is needed", properties.name,
+                     properties.major, properties.minor),
+         "choose another GPU with CUDA_VISIBLE_DEVICES, or set run.backend = \"cpu\"");
+  }
+  CUDA_CHECK(cudaSetDevice(device));
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, probe_kernel);
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
+    fail(ExitCode::usage, where,
+         fmt::format("this binary holds no kernels for compute capability {}.{} ({})",
+                     properties.major, properties.minor, properties.name),
+         fmt::format("build it with -DCMAKE_CUDA_ARCHITECTURES={}{}", properties.major,
+                     properties.minor));
+  }
+  CUDA_CHECK(status);
+}
+
+std::vector<GpuInfo> visible_gpus() {
+  std::vector<GpuInfo> gpus(count_gpus());
+  for (size_t i = 0; i < gpus.size(); ++i) {
+    cudaDeviceProp properties;
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, static_cast<int>(i)));
+    gpus[i] = {properties.name, uuid_of(properties.uuid),
+               static_cast<int64_t>(properties.totalGlobalMem),
+               properties.major * 10 + properties.minor,
+               fmt::format("CUDA {}", cuda_version(driver_version()))};
+  }
+  return gpus;
+}
+
+int64_t gpu_free_bytes(int device) {
+  cuda::open_gpu(device);
+  size_t free_bytes = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total));
+  return static_cast<int64_t>(free_bytes);
+}
+
+bool cuda_is_built() {
+  return true;
+}
+
+std::string cuda_versions() {
+  const int driver = driver_version();
+  const size_t blas = cublasLtGetVersion();
+  return fmt::format("{}, driver {}, cuBLASLt {}.{}.{}, NCCL {}.{}.{}",
+                     cuda_version(CUDART_VERSION),
+                     driver == 0 ? "none" : "CUDA " + cuda_version(driver), blas / 10000,
+                     blas / 100 % 100, blas % 100, NCCL_MAJOR, NCCL_MINOR, NCCL_PATCH);
+}
+
+}  // namespace utrain
