@@ -44,6 +44,17 @@ std::vector<Variant> whole_matrix() {
   return all;
 }
 
+// Of the matrix a part in which every two values of two options meet.
+std::vector<Variant> every_pair() {
+  std::vector<Variant> some;
+  for (const char* name : {"llama", "qwen2"})
+    for (size_t ranks = 1; ranks <= 4; ++ranks)
+      for (size_t i = 0; i < 3; ++i)
+        some.push_back({name, static_cast<int>(ranks), 1 << i, (ranks + i) % 2 == 0,
+                        kRecompute[(ranks + i) % 3]});
+  return some;
+}
+
 std::vector<Variant> own_cases() {
   std::vector<Variant> all;
   for (const char* name : {"mistral_window", "qwen3", "llama_bias_rslora", "llama_tied_down"})
@@ -177,7 +188,9 @@ std::string text_of(const testing::TestParamInfo<Variant>& info) {
 
 INSTANTIATE_TEST_SUITE_P(Matrix, GoldenRun, testing::ValuesIn(whole_matrix()), text_of);
 INSTANTIATE_TEST_SUITE_P(OwnCases, GoldenRun, testing::ValuesIn(own_cases()), text_of);
-INSTANTIATE_TEST_SUITE_P(Matrix, GoldenDump, testing::ValuesIn(whole_matrix()), text_of);
+INSTANTIATE_TEST_SUITE_P(Pairs, GoldenDump, testing::ValuesIn(every_pair()), text_of);
+// A minute more: --gtest_also_run_disabled_tests.
+INSTANTIATE_TEST_SUITE_P(DISABLED_Matrix, GoldenDump, testing::ValuesIn(whole_matrix()), text_of);
 INSTANTIATE_TEST_SUITE_P(OwnCases, GoldenDump, testing::ValuesIn(own_cases()), text_of);
 
 }  // namespace
