@@ -1,0 +1,215 @@
+// loss += sum over rows of (log sum_v exp(logit_v) - logit_target), and its gradient in place of
+// the logits; rows gathered in front of it and scattered behind it. The products stand in
+// cuda_backend.cu.
+//   logits [M, V] T, in place = dloss * (softmax - one hot)   row_loss [1, >= M] float32 scratch
+//   loss [1, 1] float64 +=   x_rows, dx_rows [M, C] T   rows, targets [M], not looked at here
+//   Requires each row once in `rows`. A block takes a row of logits and reads it twice: running
+//   maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867), then the gradient, from the end
+//   backwards, because the end is what the cache still holds. Computes in float32, adds rows in
+//   double in a fixed order.   CPU twin and oracle: src/cpu/cross_entropy.h
+#include <cfloat>
+
+#include "cuda_check.h"
+#include "ops.h"
+#include "reduce.cuh"
+#include "types.cuh"
+
+namespace utrain::cuda {
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr int kItems = 4;  // vectors a thread loads before it uses the first
+
+// A row as vectors, and the fewer than two vectors of elements around them: any row of any stride
+// has its aligned part.
+template <class T>
+struct Row {
+  static constexpr int N = kVector<T>;
+  T* data;
+  int head, n_vectors, n_edge;
+
+  __device__ Row(T* row, int V) : data(row) {
+    const int misaligned = static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16 / sizeof(T));
+    head = min(V, (N - misaligned) % N);
+    n_vectors = (V - head) / N;
+    n_edge = V - n_vectors * N;
+  }
+  __device__ T* vector(int i) const { return data + head + i * N; }
+  __device__ T* edge(int i) const { return data + (i < head ? i : i + n_vectors * N); }
+};
+
+// sum exp(x - max), both so far. It starts at a finite maximum, so that no difference is NaN.
+struct Running {
+  float max = -FLT_MAX, sum = 0.0f;
+
+  template <int N>
+  __device__ void add(const float (&x)[N]) {
+    float largest = max;
+#pragma unroll
+    for (int j = 0; j < N; ++j) largest = fmaxf(largest, x[j]);
+    sum *= __expf(max - largest);
+    max = largest;
+#pragma unroll
+    for (int j = 0; j < N; ++j) sum += __expf(x[j] - largest);
+  }
+};
+
+template <class T>
+__device__ Running reduce_row(const Row<T>& row) {
+  constexpr int N = kVector<T>;
+  Running running;
+  for (int begin = threadIdx.x; begin < row.n_vectors; begin += kItems * kThreads) {
+    Elements<T, N> held[kItems];
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const int v = begin + i * kThreads;
+      if (v < row.n_vectors) held[i] = Elements<T, N>::load(row.vector(v));
+    }
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      if (begin + i * kThreads < row.n_vectors) {
+        float x[N];
+#pragma unroll
+        for (int j = 0; j < N; ++j) x[j] = to_float(held[i].x[j]);
+        running.add(x);
+      }
+    }
+  }
+  if (threadIdx.x < row.n_edge) {
+    const float x[1] = {to_float(*row.edge(threadIdx.x))};
+    running.add(x);
+  }
+  const float largest = block_max<kThreads>(running.max);
+  return {largest, block_sum<kThreads>(running.sum * __expf(running.max - largest))};
+}
+
+// x = exp(x - max) * scale
+template <class T>
+__device__ void exp_row(const Row<T>& row, float max, float scale) {
+  constexpr int N = kVector<T>;
+  for (int begin = threadIdx.x; begin < row.n_vectors; begin += kItems * kThreads) {
+    const int last = row.n_vectors - 1 - begin;
+    Elements<T, N> held[kItems];
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const int v = last - i * kThreads;
+      if (v >= 0) held[i] = Elements<T, N>::load(row.vector(v));
+    }
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const int v = last - i * kThreads;
+      if (v >= 0) {
+        float x[N];
+#pragma unroll
+        for (int j = 0; j < N; ++j) x[j] = __expf(to_float(held[i].x[j]) - max) * scale;
+        store<N>(row.vector(v), x);
+      }
+    }
+  }
+  if (threadIdx.x < row.n_edge) {
+    T* x = row.edge(threadIdx.x);
+    *x = from_float<T>(__expf(to_float(*x) - max) * scale);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    softmax_cross_entropy_kernel(float* row_loss, T* logits, int64_t ld, int V,
+                                 const int32_t* targets, float dloss, bool want_gradient) {
+  T* data = logits + blockIdx.x * ld;
+  T* target = data + targets[blockIdx.x];
+  const Row<T> row(data, V);
+  const float target_logit = to_float(*target);
+  const Running all = reduce_row(row);
+  if (threadIdx.x == 0) {
+    // The difference first: it is exact where logits are large.
+    row_loss[blockIdx.x] = static_cast<float>(log(static_cast<double>(all.sum)) +
+                                              (static_cast<double>(all.max) - target_logit));
+  }
+  if (!want_gradient) return;
+  exp_row(row, all.max, dloss / all.sum);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    *target = from_float<T>((__expf(target_logit - all.max) / all.sum - 1.0f) * dloss);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    add_loss_kernel(double* loss, const float* row_loss, int64_t M) {
+  double sum = 0.0;
+  for (int64_t m = threadIdx.x; m < M; m += kThreads) sum += row_loss[m];
+  sum = block_sum<kThreads>(sum);
+  if (threadIdx.x == 0) *loss += sum;
+}
+
+// U: an integer as wide as T, because nothing is computed.
+template <class U, int N, bool kScatter>
+__global__ void __launch_bounds__(kThreads)
+    copy_rows_kernel(U* y, const U* x, int64_t ld_y, int64_t ld_x, int64_t C, const int32_t* rows) {
+  const int64_t m = blockIdx.x, n = rows[m];
+  const U* source = x + (kScatter ? m : n) * ld_x;
+  U* target = y + (kScatter ? n : m) * ld_y;
+  for (int64_t c = static_cast<int64_t>(threadIdx.x) * N; c < C; c += blockDim.x * N) {
+    Elements<U, N>::load(source + c).store(target + c);
+  }
+}
+
+template <class U, bool kScatter>
+void launch_copy(const Tensor& y, const Tensor& x, const int32_t* rows, int64_t M,
+                 cudaStream_t stream) {
+  constexpr int N = kVector<U>;
+  U* y_data = static_cast<U*>(y.data);
+  const U* x_data = static_cast<const U*>(x.data);
+  const int width = vectorizable(N, y, x) ? N : 1;
+  const int64_t warps = ceil_div<int64_t>(ceil_div<int64_t>(x.cols, width), 32);
+  const unsigned threads = static_cast<unsigned>(std::min<int64_t>(warps * 32, kThreads));
+  const auto kernel =
+      width == N ? copy_rows_kernel<U, N, kScatter> : copy_rows_kernel<U, 1, kScatter>;
+  kernel<<<static_cast<unsigned>(M), threads, 0, stream>>>(y_data, x_data, y.ld, x.ld, x.cols,
+                                                           rows);
+  CUDA_LAUNCH_CHECK();
+}
+
+template <bool kScatter>
+void copy_rows(const Tensor& y, const Tensor& x, const int32_t* rows, cudaStream_t stream) {
+  const int64_t M = kScatter ? x.rows : y.rows;
+  ASSERT(x.cols == y.cols && x.dtype == y.dtype && M <= INT32_MAX);
+  if (M == 0 || x.cols == 0) return;
+  switch (size_of(x.dtype)) {
+    case 2: return launch_copy<uint16_t, kScatter>(y, x, rows, M, stream);
+    case 4: return launch_copy<uint32_t, kScatter>(y, x, rows, M, stream);
+    default: ASSERT(!"a dtype that the GPU computes in");
+  }
+}
+
+}  // namespace
+
+void gather_rows(const Tensor& x_rows, const Tensor& x, const int32_t* rows, cudaStream_t stream) {
+  copy_rows<false>(x_rows, x, rows, stream);
+}
+
+void scatter_rows(const Tensor& dx, const Tensor& dx_rows, const int32_t* rows,
+                  cudaStream_t stream) {
+  copy_rows<true>(dx, dx_rows, rows, stream);
+}
+
+void softmax_cross_entropy(const Tensor& loss, const Tensor& row_loss, const Tensor& logits,
+                           const int32_t* targets, double dloss, bool want_gradient,
+                           cudaStream_t stream) {
+  const int64_t M = logits.rows, V = logits.cols;
+  ASSERT(loss.n_elem() == 1 && row_loss.rows == 1 && row_loss.cols >= M);
+  ASSERT(M <= INT32_MAX && V <= INT32_MAX / 2);
+  if (M == 0) return;
+  float* losses = row_loss.as<float>();
+  dispatch(logits.dtype, [&](auto t) {
+    using T = decltype(t);
+    softmax_cross_entropy_kernel<T><<<static_cast<unsigned>(M), kThreads, 0, stream>>>(
+        losses, logits.as<T>(), logits.ld, static_cast<int>(V), targets, static_cast<float>(dloss),
+        want_gradient);
+    CUDA_LAUNCH_CHECK();
+  });
+  add_loss_kernel<<<1, kThreads, 0, stream>>>(loss.as<double>(), losses, M);
+  CUDA_LAUNCH_CHECK();
+}
+
+}  // namespace utrain::cuda
