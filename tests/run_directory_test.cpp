@@ -147,6 +147,10 @@ TEST_F(RunDirectoryTest, FinishedRunIsKept) {
   EXPECT_TRUE(std::filesystem::exists(run_dir_ + "/adapter/adapter_config.json"));
   expect_done(3, {"--train.max_steps=3", "--run.overwrite=true"});
   EXPECT_EQ(curve(metrics(), "step"), (std::vector<double>{1, 2, 3}));
+  // A dry run writes metrics alone, so it takes nothing else away either.
+  expect_done(1, {"--train.max_steps=3", "--run.overwrite=true", "--dry-run=1"});
+  EXPECT_EQ(curve(metrics(), "step"), (std::vector<double>{1}));
+  EXPECT_TRUE(std::filesystem::exists(run_dir_ + "/adapter/adapter_config.json"));
 }
 
 TEST_F(RunDirectoryTest, RunningOneIsLockedKilledOneStartedAgain) {

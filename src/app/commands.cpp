@@ -45,7 +45,7 @@ int64_t memory_budget(const World& world) {
 }
 
 struct Prepared {
-  Job job;
+  std::unique_ptr<Job> job;  // the trainer refers to it
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Collectives> collectives;
   std::vector<Recompute> policy;
@@ -61,27 +61,27 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   world.together([&] { config = read_config(command_line.input, command_line.overrides); });
   world.agree("the configuration", print_config(config));
   world.together([&] {
-    p.job = read_job(config, world.size());
+    p.job = std::make_unique<Job>(read_job(config, world.size()));
     if (command_line.dump.empty()) check_run_directory(config.run.dir, config.run.overwrite);
   });
   // The work before the first byte may be long: whether the file can be made shows now.
   if (!command_line.dump.empty()) world.first_rank([&] { AtomicFile probe(command_line.dump); });
   world.agree("the contents of data.train and data.eval",
-              fmt::format("{:016x} {:016x}", p.job.train.hash, p.job.eval.hash));
+              fmt::format("{:016x} {:016x}", p.job->train.hash, p.job->eval.hash));
 
   const int threads = threads_of_rank(world);
   set_cpu_threads(threads);
   p.backend = make_cpu_backend(DType::f32);
   p.collectives = std::make_unique<MpiCollectives>(world);
   const int64_t budget = -p.collectives->all_reduce_max(-memory_budget(world));
-  world.together([&] { p.policy = choose_recompute(p.job, *p.backend, *p.collectives, budget); });
-  p.trainer = std::make_unique<Trainer>(p.job, *p.backend, *p.collectives, p.policy);
+  world.together([&] { p.policy = choose_recompute(*p.job, *p.backend, *p.collectives, budget); });
+  p.trainer = std::make_unique<Trainer>(*p.job, *p.backend, *p.collectives, p.policy);
   p.facts = {
       fmt::format("{}, {} thread{} a rank", p.backend->name(), threads, threads == 1 ? "" : "s"),
       p.backend->dtype(), world.size(), world.n_nodes(), world.hosts()};
   if (world.rank() == 0) {
     fmt::print("{}",
-               start_table(p.job, p.facts, p.trainer->arena(), p.policy, p.trainer->adapters()));
+               start_table(*p.job, p.facts, p.trainer->arena(), p.policy, p.trainer->adapters()));
     std::fflush(stdout);
   }
   return p;
@@ -91,15 +91,16 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
 // and the progress.
 class Run {
  public:
-  Run(Prepared& prepared, const World& world, Clock::time_point start, int64_t n_steps)
-      : p_(prepared), world_(world), start_(start), n_steps_(n_steps) {
-    const Config& c = p_.job.config;
-    world_.first_rank([&] { directory_.emplace(c.run.dir, c.run.overwrite); });
+  Run(Prepared& prepared, const World& world, Clock::time_point start, int64_t n_steps,
+      bool dry_run)
+      : p_(prepared), world_(world), start_(start), n_steps_(n_steps), dry_run_(dry_run) {
+    const Config& c = p_.job->config;
+    world_.first_rank([&] { directory_.emplace(c.run.dir, c.run.overwrite, dry_run_); });
     if (world_.rank() == 0) progress_.emplace(n_steps_, c.log.every, c.is_given("log.every"));
   }
 
   void train() {
-    const int64_t every = p_.job.config.eval.every;
+    const int64_t every = p_.job->config.eval.every;
     totals_.start_seconds = seconds_since(start_);
     int bad_steps = 0;
     for (int64_t step = 1; step <= n_steps_; ++step) {
@@ -109,7 +110,7 @@ class Run {
       if (progress_) progress_->step(stats);
       bad_steps = stats.skipped ? bad_steps + 1 : 0;
       if (bad_steps == kMostBadSteps) fail_diverged(stats);
-      if (p_.job.has_eval() && ((every > 0 && step % every == 0) || step == n_steps_))
+      if (p_.job->has_eval() && ((every > 0 && step % every == 0) || step == n_steps_))
         evaluate(step);
     }
   }
@@ -119,8 +120,8 @@ class Run {
     world_.first_rank([&] {
       totals_.adapter_path = directory_->adapter_path();
       totals_.adapter_tensors =
-          save_adapter(totals_.adapter_path, p_.trainer->adapters(), p_.job.config);
-      directory_->write_text("input.resolved.toml", print_config(p_.job.config));
+          save_adapter(totals_.adapter_path, p_.trainer->adapters(), p_.job->config);
+      directory_->write_text("input.resolved.toml", print_config(p_.job->config));
     });
     totals_.save_seconds = seconds_since(begin);
   }
@@ -130,15 +131,16 @@ class Run {
     totals_.wall_seconds = seconds_since(start_);
     const std::vector<double> peaks = world_.gather(static_cast<double>(peak_memory()));
     totals_.peak_memory = static_cast<int64_t>(*std::max_element(peaks.begin(), peaks.end()));
+    if (dry_run_) return;
     world_.first_rank([&] {
-      directory_->write_text("summary.json", summary_json(p_.job, p_.facts, *p_.trainer, totals_));
+      directory_->write_text("summary.json", summary_json(*p_.job, p_.facts, *p_.trainer, totals_));
     });
   }
 
   void print_end() {
     if (world_.rank() != 0) return;
     progress_.reset();
-    fmt::print("{}", end_summary(p_.job, p_.facts, *p_.trainer, totals_));
+    fmt::print("{}", end_summary(*p_.job, p_.facts, *p_.trainer, totals_));
     std::fflush(stdout);
   }
 
@@ -177,6 +179,7 @@ class Run {
   const World& world_;
   Clock::time_point start_;
   int64_t n_steps_;
+  bool dry_run_;  // nothing is written but metrics
   std::optional<RunDirectory> directory_;
   std::optional<Progress> progress_;
   RunTotals totals_;
@@ -186,14 +189,12 @@ void train(const CommandLine& command_line, const World& world, Clock::time_poin
   Prepared p = prepare(command_line, world);
   const bool dry = command_line.dry_run > 0;
   const int64_t n_steps =
-      dry ? std::min(command_line.dry_run, p.job.total_steps) : p.job.total_steps;
+      dry ? std::min(command_line.dry_run, p.job->total_steps) : p.job->total_steps;
   world.together([&] { p.trainer->load(); });
-  Run run(p, world, start, n_steps);  // last, so that nothing is written where loading fails
+  Run run(p, world, start, n_steps, dry);  // last, so that nothing is written where loading fails
   run.train();
-  if (!dry) {
-    run.save();
-    run.finish(ExitCode::done);
-  }
+  if (!dry) run.save();
+  run.finish(ExitCode::done);
   run.print_end();
 }
 
@@ -226,7 +227,7 @@ ExitCode run_command(const CommandLine& command_line, const World& world) {
   } else if (!command_line.dump.empty()) {
     Prepared p = prepare(command_line, world);
     world.together([&] { p.trainer->load(); });
-    write_dump(command_line.dump, p.job, *p.trainer, world, *p.collectives);
+    write_dump(command_line.dump, *p.job, *p.trainer, world, *p.collectives);
   } else {
     train(command_line, world, start);
   }

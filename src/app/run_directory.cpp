@@ -135,14 +135,16 @@ RunLock::~RunLock() {
   close(file_);
 }
 
-RunDirectory::RunDirectory(const std::string& dir, bool overwrite) : dir_(dir) {
+RunDirectory::RunDirectory(const std::string& dir, bool overwrite, bool dry_run) : dir_(dir) {
   check_run_directory(dir, overwrite);
   std::error_code error;
   fs::create_directories(dir, error);
   if (error) fail_io(dir, "cannot make run.dir", error.value());
   lock_.emplace(dir);
   check_not_finished(dir, overwrite);  // a run may have finished before the lock was ours
-  for (const char* name : {"metrics.jsonl", "summary.json", "input.resolved.toml", "adapter"}) {
+  std::vector<const char*> old = {"metrics.jsonl"};
+  if (!dry_run) old.insert(old.end(), {"summary.json", "input.resolved.toml", "adapter"});
+  for (const char* name : old) {
     fs::remove_all(fs::path(dir) / name, error);
     if (error)
       fail_io((fs::path(dir) / name).string(), "cannot remove what an earlier run left",
@@ -180,7 +182,6 @@ void RunDirectory::write_metrics(const StepStats& s) {
       .set("tokens", s.tokens)
       .set("step_ms", s.seconds * 1e3);
   line.set("tokens_per_second", static_cast<double>(s.tokens) / s.seconds);
-  if (s.skipped) line.set("skipped", true);
   write_line(line);
 }
 

@@ -32,9 +32,9 @@ class RunLock {
 
 class RunDirectory {
  public:
-  // Checks, creates, locks, and clears what an unfinished or overwritten run left. Fails with
-  // usage, or io.
-  RunDirectory(const std::string& dir, bool overwrite);
+  // Checks, creates, locks, and clears what an unfinished or overwritten run left; a dry run clears
+  // and writes metrics alone. Fails with usage, or io.
+  RunDirectory(const std::string& dir, bool overwrite, bool dry_run);
   ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;
   RunDirectory& operator=(const RunDirectory&) = delete;
