@@ -142,10 +142,6 @@ inline const std::vector<Case>& not_in_this_version() {
   static const std::vector<Case> cases = {
       {"[model]\nquantize = \"fp8\"", {"in.toml:2:12: model.quantize: \"fp8\" is", "\"none\""}},
       {"[model]\nquantize = \"nf4\"", {"in.toml:2:12: model.quantize"}},
-      {"[model]\ndtype = \"bfloat16\"",
-       {"in.toml:2:9: model.dtype", "CPU backend computes in float32"}},
-      {"[model]\ndtype = \"float16\"",
-       {"in.toml:2:9: model.dtype", "CPU backend computes in float32"}},
       {"[train]\nmethod = \"full\"", {"in.toml:2:10: train.method"}},
       {"[train]\nrecompute = \"offload\"", {"in.toml:2:13: train.recompute"}},
       {"[parallel]\nstrategy = \"zero1\"", {"in.toml:2:12: parallel.strategy"}},
@@ -159,7 +155,6 @@ inline const std::vector<Case>& not_in_this_version() {
       {"[checkpoint]\nkeep = 5", {"in.toml:2:8: checkpoint.keep"}},
       {"[checkpoint]\nresume = \"run/checkpoints/step-1\"", {"in.toml:2:10: checkpoint.resume"}},
       {"[log]\ntensorboard = true", {"in.toml:2:15: log.tensorboard"}},
-      {"[run]\nbackend = \"cuda\"", {"in.toml:2:11: run.backend"}},
       {"[run]\ngpu_memory_gb = 40", {"in.toml:2:17: run.gpu_memory_gb"}},
       {"[run]\nhang_timeout = 60", {"in.toml:2:16: run.hang_timeout"}},
       {"[run]\nmax_hours = 1.5", {"in.toml:2:13: run.max_hours"}},

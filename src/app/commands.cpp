@@ -4,15 +4,14 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <optional>
 
 #include "app/dump.h"
+#include "app/machine.h"
 #include "app/progress.h"
 #include "app/report.h"
 #include "app/run_directory.h"
 #include "app/version.h"
-#include "comm/mpi_collectives.h"
 #include "config/print.h"
 #include "core/host_memory.h"
 #include "io/file.h"
@@ -30,24 +29,9 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// OMP_NUM_THREADS where the user set it, else this rank's share of the node's cores.
-int threads_of_rank(const World& world) {
-  const char* given = std::getenv("OMP_NUM_THREADS");
-  const int asked = given != nullptr ? std::atoi(given) : 0;
-  return asked > 0 ? asked : world.cores_per_rank();
-}
-
-// Bytes a rank may plan for. What the system itself needs is left to it.
-int64_t memory_budget(const World& world) {
-  int64_t available = 0;
-  world.together([&] { available = available_memory(); });
-  return static_cast<int64_t>(0.9 * static_cast<double>(available)) / world.local_size();
-}
-
 struct Prepared {
   std::unique_ptr<Job> job;  // the trainer refers to it
-  std::unique_ptr<Backend> backend;
-  std::unique_ptr<Collectives> collectives;
+  Machine machine;
   std::vector<Recompute> policy;
   std::unique_ptr<Trainer> trainer;
   RunFacts facts;
@@ -69,16 +53,15 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   world.agree("the contents of data.train and data.eval",
               fmt::format("{:016x} {:016x}", p.job->train.hash, p.job->eval.hash));
 
-  const int threads = threads_of_rank(world);
-  set_cpu_threads(threads);
-  p.backend = make_cpu_backend(DType::f32);
-  p.collectives = std::make_unique<MpiCollectives>(world);
-  const int64_t budget = -p.collectives->all_reduce_max(-memory_budget(world));
-  world.together([&] { p.policy = choose_recompute(*p.job, *p.backend, *p.collectives, budget); });
-  p.trainer = std::make_unique<Trainer>(*p.job, *p.backend, *p.collectives, p.policy);
-  p.facts = {
-      fmt::format("{}, {} thread{} a rank", p.backend->name(), threads, threads == 1 ? "" : "s"),
-      p.backend->dtype(), world.size(), world.n_nodes(), world.hosts()};
+  p.machine = open_machine(config, world);
+  Backend& backend = *p.machine.backend;
+  Collectives& collectives = *p.machine.collectives;
+  world.together([&] {
+    p.policy = choose_recompute(*p.job, backend, collectives, p.machine.memory_budget);
+    p.trainer = std::make_unique<Trainer>(*p.job, backend, collectives, p.policy);
+  });
+  p.facts = {p.machine.description, backend.dtype(), world.size(),
+             world.n_nodes(),       world.hosts(),   p.machine.gpus};
   if (world.rank() == 0) {
     fmt::print("{}",
                start_table(*p.job, p.facts, p.trainer->arena(), p.policy, p.trainer->adapters()));
@@ -227,7 +210,7 @@ ExitCode run_command(const CommandLine& command_line, const World& world) {
   } else if (!command_line.dump.empty()) {
     Prepared p = prepare(command_line, world);
     world.together([&] { p.trainer->load(); });
-    write_dump(command_line.dump, *p.job, *p.trainer, world, *p.collectives);
+    write_dump(command_line.dump, *p.job, *p.trainer, world, *p.machine.collectives);
   } else {
     train(command_line, world, start);
   }

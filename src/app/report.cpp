@@ -97,6 +97,8 @@ std::string summary_json(const Job& job, const RunFacts& facts, const Trainer& t
   model.set("trainable_parameters", trainer.adapters().layout().n_parameters());
   Json hosts = Json::array();
   for (const std::string& host : facts.hosts) hosts.push_back(host);
+  Json gpus = Json::array();
+  for (const std::string& gpu : facts.gpus) gpus.push_back(gpu);
   Json seconds = Json::object();
   seconds.set("start", totals.start_seconds);
   for (size_t i = 0; i < kPhaseNames.size(); ++i) {
@@ -110,10 +112,7 @@ std::string summary_json(const Job& job, const RunFacts& facts, const Trainer& t
 
   Json s = Json::object();
   s.set("version", version()).set("revision", revision()).set("config", config).set("model", model);
-  s.set("ranks", facts.ranks)
-      .set("hosts", hosts)
-      .set("backend", facts.backend)
-      .set("gpus", Json::array());
+  s.set("ranks", facts.ranks).set("hosts", hosts).set("backend", facts.backend).set("gpus", gpus);
   s.set("dtype", name_of(facts.dtype))
       .set("steps", totals.steps)
       .set("skipped_steps", totals.skipped);

@@ -17,6 +17,7 @@ struct RunFacts {
   int ranks = 1;
   int n_nodes = 1;
   std::vector<std::string> hosts;  // [ranks]
+  std::vector<std::string> gpus;   // [ranks] names; none on the CPU
 };
 
 std::string start_table(const Job& job, const RunFacts& facts, const Arena& arena,

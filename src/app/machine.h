@@ -1,0 +1,27 @@
+// What the ranks compute on: the backend, its dtype, the collectives, the memory a rank may take.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend.h"
+#include "comm/collectives.h"
+#include "comm/world.h"
+#include "config/config.h"
+
+namespace utrain {
+
+struct Machine {
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Collectives> collectives;  // goes before the backend
+  int64_t memory_budget = 0;                 // bytes a rank may plan for, the same on all ranks
+  std::string description;                   // "cpu, 2 threads a rank"
+  std::vector<std::string> gpus;             // [ranks] name of each rank's GPU; none on the CPU
+};
+
+// Collective; all ranks leave alike. Fails with usage where the backend, its dtype or the placement
+// is not available.
+Machine open_machine(const Config& config, const World& world);
+
+}  // namespace utrain
