@@ -2,12 +2,14 @@
 // the logits; rows gathered in front of it and scattered behind it. The products stand in
 // cuda_backend.cu.
 //   logits [M, V] T, in place = dloss * (softmax - one hot)   row_loss [1, >= M] float32 scratch
-//   loss [1, 1] float64 +=   x_rows, dx_rows [M, C] T   rows, targets [M], not looked at here
-//   Requires each row once in `rows`. A block takes a row of logits and reads it twice: running
-//   maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867), then the gradient, from the end
-//   backwards, because the end is what the cache still holds. Computes in float32, adds rows in
-//   double in a fixed order.   CPU twin and oracle: src/cpu/cross_entropy.h
+//   loss [1, 1] float64 +=   x_rows, dx_rows [M, C] T   rows, targets [M]
+//   Requires each row once in `rows`, and them inside x. A target outside of the vocabulary makes
+//   the loss NaN, so that the fault shows. A block takes a row of logits and reads it twice:
+//   running maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867), then the gradient, from
+//   the end backwards, because the end is what the cache still holds. Computes in float32, adds
+//   rows in double in a fixed order.   CPU twin and oracle: src/cpu/cross_entropy.h
 #include <cfloat>
+#include <cmath>
 
 #include "cuda_check.h"
 #include "ops.h"
@@ -117,9 +119,10 @@ __global__ void __launch_bounds__(kThreads)
     softmax_cross_entropy_kernel(float* row_loss, T* logits, int64_t ld, int V,
                                  const int32_t* targets, float dloss, bool want_gradient) {
   T* data = logits + blockIdx.x * ld;
-  T* target = data + targets[blockIdx.x];
+  const int32_t target = targets[blockIdx.x];
+  const bool inside = target >= 0 && target < V;
   const Row<T> row(data, V);
-  const float target_logit = to_float(*target);
+  const float target_logit = inside ? to_float(data[target]) : NAN;
   const Running all = reduce_row(row);
   if (threadIdx.x == 0) {
     // The difference first: it is exact where logits are large.
@@ -129,8 +132,8 @@ __global__ void __launch_bounds__(kThreads)
   if (!want_gradient) return;
   exp_row(row, all.max, dloss / all.sum);
   __syncthreads();
-  if (threadIdx.x == 0) {
-    *target = from_float<T>((__expf(target_logit - all.max) / all.sum - 1.0f) * dloss);
+  if (threadIdx.x == 0 && inside) {
+    data[target] = from_float<T>((__expf(target_logit - all.max) / all.sum - 1.0f) * dloss);
   }
 }
 

@@ -2,9 +2,11 @@
 // 2021, arXiv:2104.09864
 //   x, dx [N, H*D] T, in place, H = any number of heads   cos_sin [positions, D] float32: D/2
 //   cosines, then D/2 sines. forward turns by +angle, backward by -angle.
-//   Requires D even, positions below the table's rows: they are not looked at here. A block takes a
-//   row and a thread the same columns of several heads, so that a row's angles are read once.
+//   Requires D even. A position outside of the table makes its row NaN, so that the fault shows. A
+//   block takes a row and a thread the same columns of several heads: angles are read once a row.
 //   Computes in float32, rounds to T once.   CPU twin and oracle: src/cpu/rope.h
+#include <cmath>
+
 #include "cuda_check.h"
 #include "ops.h"
 #include "types.cuh"
@@ -22,6 +24,7 @@ struct Operands {
   const float* cos_sin;
   const int32_t* positions;
   int64_t ld_x, ld_cos_sin;
+  int64_t n_positions;
   int H, D;
   float sign;
 };
@@ -33,12 +36,15 @@ __global__ void __launch_bounds__(kThreads + kLargestHead) rope_kernel(Operands<
   const int first = static_cast<int>(threadIdx.x) / threads_per_head;
   const int step = static_cast<int>(blockDim.x) / threads_per_head;
   const int64_t row = blockIdx.x;
-  const float* angles = a.cos_sin + a.positions[row] * a.ld_cos_sin + i;
+  const int32_t position = a.positions[row];
+  const bool inside = position >= 0 && position < a.n_positions;
+  const float* angles = a.cos_sin + (inside ? position : 0) * a.ld_cos_sin + i;
   float cosine[N], sine[N];
   load<N>(cosine, angles);
   load<N>(sine, angles + half);
+  const float sign = inside ? a.sign : NAN;
 #pragma unroll
-  for (int k = 0; k < N; ++k) sine[k] *= a.sign;
+  for (int k = 0; k < N; ++k) sine[k] *= sign;
   T* x = a.x + row * a.ld_x + i;
   for (int head = first; head < a.H; head += kHeads * step) {
     Elements<T, N> low[kHeads], high[kHeads];
@@ -85,8 +91,9 @@ void rope(const Tensor& x, const Tensor& cos_sin, int64_t D, const TokenBatch& b
   dispatch(x.dtype, [&](auto t) {
     using T = decltype(t);
     constexpr int N = kVector<T>;
-    const Operands<T> operands{x.as<T>(),  cos_sin.as<float>(),          batch.positions,     x.ld,
-                               cos_sin.ld, static_cast<int>(x.cols / D), static_cast<int>(D), sign};
+    const Operands<T> operands{
+        x.as<T>(),    cos_sin.as<float>(),          batch.positions,     x.ld, cos_sin.ld,
+        cos_sin.rows, static_cast<int>(x.cols / D), static_cast<int>(D), sign};
     if (D / 2 % N == 0 && vectorizable(N, x) && vectorizable(kVector<float>, cos_sin)) {
       launch<T, N>(operands, x.rows, stream);
     } else {
