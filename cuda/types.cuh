@@ -96,6 +96,18 @@ struct WordOf<16> {
   using type = uint4;
 };
 
+// A word to device memory, never to shared memory. The compiler takes an assignment of uint4 apart
+// where it stands under a condition; this is always one instruction.
+template <class Word>
+__device__ inline void store_word(Word* target, Word word) {
+  *target = word;
+}
+__device__ inline void store_word(uint4* target, uint4 word) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(target)),
+               "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+}
+
 // N elements as they lie in memory.
 template <class T, int N>
 struct Elements {
@@ -116,7 +128,7 @@ struct Elements {
   __device__ void store(T* target) const {
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
-      reinterpret_cast<Word*>(target)[i] = reinterpret_cast<const Word*>(x)[i];
+      store_word(reinterpret_cast<Word*>(target) + i, reinterpret_cast<const Word*>(x)[i]);
     }
   }
 };
