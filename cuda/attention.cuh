@@ -9,6 +9,7 @@
 
 #include "backend.h"
 #include "mma.cuh"
+#include "types.cuh"
 
 namespace utrain::cuda {
 
@@ -183,7 +184,8 @@ __device__ __forceinline__ void store_rows(T* x, int64_t ld, int first_row, int 
   for (int i = 0; i < kM * 16; i += 32 / kChunks) {
     const int r = i + lane / kChunks, row = first_row + r;
     const uint4 values = load_shared_16(tile + r * D * 2 + ((chunk ^ (r % 8)) << 4));
-    if (row < n_rows) *reinterpret_cast<uint4*>(x + int64_t{row} * ld + chunk * 8) = values;
+    if (row < n_rows)
+      store_word(reinterpret_cast<uint4*>(x + int64_t{row} * ld + chunk * 8), values);
   }
 }
 

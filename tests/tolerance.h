@@ -58,6 +58,12 @@ inline constexpr double kF16 = 2e-7;
 // Where a result goes through several tensors of T: half a dozen such roundings.
 inline constexpr double kBf16Chain = 5e-5;
 inline constexpr double kF16Chain = 8e-7;
+// Attention. Its gradients also go through P and dS in T, and through delta of the rounded output,
+// which cancels against dP the more the larger scores are: some units, then some tens [float32
+// 4.5e-13; bf16 1.2e-5, 7.2e-5; f16 1.9e-7, 1.2e-6].
+inline constexpr double kFloatCudaAttention = 5e-12;
+inline constexpr double kBf16AttentionGradient = 1e-4, kBf16LargeScores = 7e-4;
+inline constexpr double kF16AttentionGradient = 2e-6, kF16LargeScores = 1e-5;
 // float32 sums of some thousand terms.
 inline constexpr double kFloatLongSums = 1e-11;
 
