@@ -11,14 +11,15 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/flat_block.h"
 #include "core/tensor.h"
 
 namespace utrain {
 
 class Collectives {
  public:
-  // A slice begins at a whole block; flat buffers are laid out in the same blocks.
-  static constexpr int64_t kBlock = 1024;
+  // A slice begins at a whole block.
+  static constexpr int64_t kBlock = kFlatBlock;
 
   virtual ~Collectives() = default;
   virtual int rank() const = 0;

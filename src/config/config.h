@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "core/projection.h"
+
 namespace utrain {
 
 struct Config {
@@ -23,9 +25,8 @@ struct Config {
     double dropout = 0.0;
     bool use_rslora = false;
     std::string init_from;
-    std::vector<std::string> target_modules = {
-        "q_proj",    "k_proj",  "v_proj",   "o_proj",
-        "gate_proj", "up_proj", "down_proj"};  // "all-linear" becomes these
+    // All of them; "all-linear" says the same.
+    std::vector<std::string> target_modules{kProjectionNames.begin(), kProjectionNames.end()};
   } lora;
   struct Data {
     std::string train;

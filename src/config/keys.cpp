@@ -89,7 +89,7 @@ std::vector<Key> make_keys() {
        .also = "adapter adapter_path"},
       {.name = "lora.target_modules",
        .kind = Names{lora<&C::Lora::target_modules>,
-                     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+                     {kProjectionNames.begin(), kProjectionNames.end()},
                      "all-linear"},
        .doc = "projections that get an adapter",
        .from_adapter = true},

@@ -46,7 +46,10 @@ constexpr std::string_view name_of(Projection p) {
   return module.substr(module.find('.') + 1);
 }
 
-inline constexpr std::array<std::string_view, 7> kProjectionNames = {
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+inline constexpr std::array<std::string_view, 7> kProjectionNames = [] {
+  std::array<std::string_view, 7> names;
+  for (size_t i = 0; i < names.size(); ++i) names[i] = name_of(kProjections[i]);
+  return names;
+}();
 
 }  // namespace utrain

@@ -11,26 +11,25 @@
 #include <cmath>
 
 #include "backend.h"
+#include "core/flat_block.h"
 #include "cpu/view.h"
 
 namespace utrain::cpu {
 
-inline constexpr int64_t kSumBlock = 1024;
-
 template <class T>
 void sum_of_squares(View<Wide<T>> block_sums, View<T> x) {
-  const int64_t n_blocks = x.cols / kSumBlock;
-  ASSERT(x.rows == 1 && x.cols % kSumBlock == 0);
+  const int64_t n_blocks = x.cols / kFlatBlock;
+  ASSERT(x.rows == 1 && x.cols % kFlatBlock == 0);
   ASSERT(block_sums.is(1, n_blocks) || (block_sums.is(n_blocks, 1) && block_sums.ld == 1));
 #pragma omp parallel for schedule(static)
   for (int64_t b = 0; b < n_blocks; ++b) {
-    const T* x_b = x.data + b * kSumBlock;
+    const T* x_b = x.data + b * kFlatBlock;
     Wide<T> sum = 0;
     if constexpr (is_real<T>) {
 #pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < kSumBlock; ++i) sum += static_cast<double>(x_b[i]) * x_b[i];
+      for (int64_t i = 0; i < kFlatBlock; ++i) sum += static_cast<double>(x_b[i]) * x_b[i];
     } else {
-      for (int64_t i = 0; i < kSumBlock; ++i) sum += x_b[i] * x_b[i];
+      for (int64_t i = 0; i < kFlatBlock; ++i) sum += x_b[i] * x_b[i];
     }
     block_sums.data[b] = sum;
   }

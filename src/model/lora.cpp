@@ -6,23 +6,14 @@
 #include <cmath>
 
 #include "core/convert.h"
+#include "core/flat_block.h"
 #include "core/random.h"
 #include "io/peft_adapter.h"
 
 namespace utrain {
 
-namespace {
-
-constexpr int64_t kBlock = 1024;
-
-}  // namespace
-
 double LoraOptions::scaling() const {
   return use_rslora ? alpha / std::sqrt(static_cast<double>(r)) : alpha / static_cast<double>(r);
-}
-
-bool LoraOptions::covers(Projection p) const {
-  return std::find(targets.begin(), targets.end(), p) != targets.end();
 }
 
 ProjectionShape shape_of(Projection p, const Architecture& a) {
@@ -64,7 +55,7 @@ TrainableLayout::TrainableLayout(const Architecture& architecture, const LoraOpt
               [](const Trainable& a, const Trainable& b) { return a.name < b.name; });
     for (Trainable& t : of_layer) {
       t.offset = n_elem_;
-      n_elem_ += (t.rows * t.cols + kBlock - 1) / kBlock * kBlock;
+      n_elem_ += (t.rows * t.cols + kFlatBlock - 1) / kFlatBlock * kFlatBlock;
       n_parameters_ += t.rows * t.cols;
       tensors_.push_back(std::move(t));
     }

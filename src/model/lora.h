@@ -1,10 +1,9 @@
 // The adapters of a model: which projections, where their tensors lie in the flat buffers, and how
-// they start.
-//   y = x W' + s drop(x) A' B',  A [r, in], B [out, r],  s = alpha / r (or alpha / sqrt r)      Hu
-//   et al. 2021, arXiv:2106.09685
-// Trainables are ONE flat buffer in the order (layer, PEFT name); every tensor starts on a block of
-// 1,024 elements, and the rest of its last block stays zero. Ranks, ZeRO stages and checkpoints
-// share this layout.
+// they start. Hu et al. 2021, arXiv:2106.09685
+//   y = x W' + s drop(x) A' B',  A [r, in], B [out, r],  s = alpha / r (or alpha / sqrt r)
+// Trainables are ONE flat buffer in the order (layer, PEFT name); every tensor starts on a block
+// (core/flat_block.h), and the rest of its last block stays zero. Ranks, ZeRO stages and
+// checkpoints share this layout.
 #pragma once
 
 #include <string>
@@ -24,7 +23,6 @@ struct LoraOptions {
   std::vector<Projection> targets;  // in the order of kProjections
 
   double scaling() const;
-  bool covers(Projection p) const;
 };
 
 struct Trainable {
@@ -33,7 +31,7 @@ struct Trainable {
   Projection projection = Projection::q;
   char which = 'A';  // 'A' [r, in] or 'B' [out, r]
   int64_t rows = 0, cols = 0;
-  int64_t offset = 0;  // elements, a multiple of 1,024
+  int64_t offset = 0;  // elements, at the start of a block
 
   Tensor in(const Tensor& flat) const;  // its view of a flat buffer [1, n]
 };
@@ -42,7 +40,7 @@ class TrainableLayout {
  public:
   TrainableLayout(const Architecture& architecture, const LoraOptions& lora);
   const std::vector<Trainable>& tensors() const { return tensors_; }
-  int64_t n_elem() const { return n_elem_; }              // of the flat buffer: blocks of 1,024
+  int64_t n_elem() const { return n_elem_; }              // of the flat buffer: whole blocks
   int64_t n_parameters() const { return n_parameters_; }  // without the padding
 
  private:
@@ -90,8 +88,8 @@ class Adapters {
   TrainableLayout layout_;
   Backend& backend_;
   Arena::Id parameters_id_, gradients_id_, compute_id_;
-  Tensor parameters_, gradients_,
-      compute_;  // compute_: parameters in the model's dtype; the same memory where they agree
+  Tensor parameters_, gradients_;
+  Tensor compute_;  // the parameters in the model's dtype; the same memory where they agree
   std::vector<std::vector<LoraAdapter>> adapters_;  // [layer * 4 + group]
 };
 

@@ -1,5 +1,7 @@
 #include "train/optimizer.h"
 
+#include "core/flat_block.h"
+
 namespace utrain {
 
 Optimizer::Optimizer(const Config::Train& options, const Adapters& adapters, Backend& backend,
@@ -9,7 +11,7 @@ Optimizer::Optimizer(const Config::Train& options, const Adapters& adapters, Bac
   const DType wide = backend.trainable_dtype();
   m_id_ = arena.declare("Adam's first moment", wide, 1, n, MemoryClass::optimizer);
   v_id_ = arena.declare("Adam's second moment", wide, 1, n, MemoryClass::optimizer);
-  block_sums_id_ = arena.declare("gradient norm by block", backend.loss_dtype(), 1, n / 1024,
+  block_sums_id_ = arena.declare("gradient norm by block", backend.loss_dtype(), 1, n / kFlatBlock,
                                  MemoryClass::workspace);
   state_id_ =
       arena.declare("state of the step", DType::f64, 1, kStepStates, MemoryClass::workspace);

@@ -1,7 +1,7 @@
 // Gradient norm, clipping and AdamW on the flat trainable buffers.
-//   norm = sqrt(sum g^2), block sums of 1,024 elements added in block order; factor = min(1,
-//   max_norm / (norm + 1e-6)) AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101, as torch
-//   computes it
+//   norm = sqrt(sum g^2), sums of whole blocks added in block order
+//   factor = min(1, max_norm / (norm + 1e-6))
+//   AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101, as torch computes it
 #pragma once
 
 #include "config/config.h"
@@ -31,7 +31,7 @@ class Optimizer {
   Backend& backend_;
   Arena::Id m_id_, v_id_, block_sums_id_, state_id_;
   Tensor m_, v_;       // [1, n] trainable dtype
-  Tensor block_sums_;  // [1, n / 1024] loss dtype
+  Tensor block_sums_;  // [1, n / kFlatBlock] loss dtype
   Tensor state_;       // [1, 4] float64, indexed by StepState
 };
 
