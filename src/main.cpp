@@ -5,6 +5,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <string>
+#include <system_error>
 
 #include "app/commands.h"
 
@@ -47,6 +48,10 @@ int run(const utrain::CommandLine& command_line, const utrain::World& world) {
   } catch (const Error& e) {
     print_error(fmt::format("rank {} on {}: {}", world.rank(), world.host(), e.what()));
     world.abort(code_of(e.code()));
+  } catch (const std::system_error& e) {  // standard output on a full disk, for one
+    print_error(fmt::format("rank {} on {}: {}; check space, quota and where the output goes",
+                            world.rank(), world.host(), e.what()));
+    world.abort(code_of(ExitCode::io));
   } catch (const std::exception& e) {
     print_error(
         fmt::format("rank {} on {}: {}; please report this", world.rank(), world.host(), e.what()));
@@ -68,8 +73,7 @@ int main(int argc, char** argv) {
         return 0;
       }
     } catch (const Error& e) {
-      usage =
-          e.what();  // told after MPI has started: from one rank, and without the launcher's alarm
+      usage = e.what();  // told once MPI runs: from one rank, without the launcher's alarm
     }
     const utrain::World world(&argc, &argv);
     if (!usage.empty()) {
@@ -80,5 +84,8 @@ int main(int argc, char** argv) {
   } catch (const Error& e) {  // MPI did not start: every process is alone
     if (is_first_process()) print_error(e.what());
     return code_of(e.code());
+  } catch (const std::exception& e) {
+    if (is_first_process()) print_error(fmt::format("{}; please report this", e.what()));
+    return code_of(ExitCode::internal);
   }
 }

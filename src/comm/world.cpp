@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <new>
 #include <numeric>
+#include <system_error>
 
 #include "comm/mpi_check.h"
 
@@ -81,6 +82,10 @@ std::optional<Error> attempt(const std::function<void()>& work, const std::strin
         fmt::format("memory: does not fit in memory on {}; lower train.micro_batch_size or "
                     "data.seq_len, or use fewer ranks a node",
                     who));
+  } catch (const std::system_error& error) {
+    return Error(ExitCode::io,
+                 fmt::format("{}: {}; check space, quota and permissions of where the output goes",
+                             who, error.what()));
   } catch (const std::exception& error) {
     return Error(ExitCode::internal,
                  fmt::format("{}: unexpected failure: {}; this is a fault of utrain: please report "

@@ -47,7 +47,7 @@ class World {
 
   // Every rank runs work, which itself makes no collective call. If it throws on any rank, all
   // throw SharedError with code and text of the lowest rank that failed. std::bad_alloc is usage
-  // (does not fit in memory), any other std::exception internal.
+  // (does not fit in memory), std::system_error io, any other std::exception internal.
   void together(const std::function<void()>& work) const;
   // As together(), but only rank 0 runs work.
   void first_rank(const std::function<void()>& work) const;
