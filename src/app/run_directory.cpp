@@ -21,11 +21,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-[[noreturn]] void fail_io(const std::string& path, const std::string& what, int error) {
-  fail(ExitCode::io, path, fmt::format("{}: {}", what, std::strerror(error)),
-       "check space, quota and permissions");
-}
-
 bool holds_finished_run(const std::string& dir) {
   const std::string path = dir + "/summary.json";
   std::error_code error;
@@ -165,8 +160,10 @@ void RunDirectory::write_line(const Json& line) {
   while (done < text.size()) {
     const ssize_t n = write(metrics_, text.data() + done, text.size() - done);
     if (n < 0 && errno == EINTR) continue;
-    if (n <= 0)
-      fail_io(dir_ + "/metrics.jsonl", fmt::format("cannot write {} bytes", text.size()), errno);
+    if (n <= 0) {
+      fail_io(dir_ + "/metrics.jsonl", fmt::format("cannot write {} bytes", text.size()),
+              n < 0 ? errno : ENOSPC);
+    }
     done += static_cast<size_t>(n);
   }
 }
@@ -191,6 +188,10 @@ void RunDirectory::write_metrics(int64_t step, const EvalStats& stats) {
       .set("eval_loss", stats.loss)
       .set("eval_target_tokens", stats.target_tokens);
   write_line(line);
+}
+
+void RunDirectory::sync_metrics() {
+  if (fsync(metrics_) != 0) fail_io(dir_ + "/metrics.jsonl", "syncing failed", errno);
 }
 
 void RunDirectory::write_text(const std::string& name, const std::string& text) {

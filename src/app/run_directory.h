@@ -41,9 +41,11 @@ class RunDirectory {
 
   const std::string& path() const { return dir_; }
   std::string adapter_path() const { return dir_ + "/adapter"; }
-  // One line each, on disk when the call returns. Fails with io.
+  // One line each, in the system's hands when the call returns, so a killed process loses none.
+  // Fails with io.
   void write_metrics(const StepStats& stats);
   void write_metrics(int64_t step, const EvalStats& stats);
+  void sync_metrics();  // to disk: a network file system tells of a full disk only here
   void write_text(const std::string& name, const std::string& text);
 
  private:

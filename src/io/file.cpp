@@ -49,12 +49,12 @@ int open_for_reading(const std::string& path, ExitCode missing, int64_t& size) {
   return fd;
 }
 
-[[noreturn]] void fail_io(const std::string& path, const std::string& what, int error) {
+}  // namespace
+
+void fail_io(const std::string& path, const std::string& what, int error) {
   fail(ExitCode::io, path, fmt::format("{}: {}", what, std::strerror(error)),
        "check free space, quota and permissions of its directory");
 }
-
-}  // namespace
 
 MappedFile::MappedFile(const std::string& path, ExitCode missing) : path_(path) {
   const Descriptor file(open_for_reading(path, missing, size_));

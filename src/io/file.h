@@ -13,6 +13,9 @@
 
 namespace utrain {
 
+// "PATH: WHAT: the system's words for errno ERROR", with exit code io.
+[[noreturn]] void fail_io(const std::string& path, const std::string& what, int error);
+
 // The whole file, read only. Missing: `missing`; not a regular file or unreadable: bad_file.
 class MappedFile {
  public:
@@ -45,9 +48,8 @@ class AtomicFile {
   AtomicFile(AtomicFile&& other) noexcept;
   AtomicFile& operator=(AtomicFile&&) = delete;
 
-  void write(const void* data, int64_t bytes);  // after what was written last
-  void write_at(int64_t offset, const void* data,
-                int64_t bytes);  // offset from the start of the file
+  void write(const void* data, int64_t bytes);                     // after what was written last
+  void write_at(int64_t offset, const void* data, int64_t bytes);  // from the file's start
   void commit();
   const std::string& path() const { return path_; }
 
