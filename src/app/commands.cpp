@@ -15,6 +15,7 @@
 #include "config/print.h"
 #include "core/host_memory.h"
 #include "io/file.h"
+#include "train/choose_recompute.h"
 
 namespace utrain {
 
@@ -50,6 +51,8 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   });
   // The work before the first byte may be long: whether the file can be made shows now.
   if (!command_line.dump.empty()) world.first_rank([&] { AtomicFile probe(command_line.dump); });
+  world.agree("config.json of model.path and the adapter of lora.init_from",
+              fmt::format("{:016x}", p.job->model_hash));
   world.agree("the contents of data.train and data.eval",
               fmt::format("{:016x} {:016x}", p.job->train.hash, p.job->eval.hash));
 
@@ -114,8 +117,9 @@ class Run {
     totals_.wall_seconds = seconds_since(start_);
     const std::vector<double> peaks = world_.gather(static_cast<double>(peak_memory()));
     totals_.peak_memory = static_cast<int64_t>(*std::max_element(peaks.begin(), peaks.end()));
-    if (dry_run_) return;
     world_.first_rank([&] {
+      directory_->sync_metrics();
+      if (dry_run_) return;
       directory_->write_text("summary.json", summary_json(*p_.job, p_.facts, *p_.trainer, totals_));
     });
   }

@@ -1,8 +1,12 @@
 #include "train/job.h"
 
+#include <xxhash.h>
+
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
+#include "io/file.h"
 #include "io/peft_adapter.h"
 #include "model/weights.h"
 
@@ -11,6 +15,8 @@ namespace utrain {
 namespace {
 
 constexpr double kMostSteps = 1e12;  // as many as train.max_steps may say
+constexpr int64_t kMaxConfigBytes = int64_t{1} << 20;
+constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max();  // of a pass, as kernels count
 
 // r, alpha, rslora and targets of a run that goes on from an adapter are the adapter's.
 void take_from_adapter(Config& config) {
@@ -82,6 +88,13 @@ std::vector<float> read_adapter(const std::string& dir, const TrainableLayout& l
     }
   }
   return flat;
+}
+
+// Weights are too large to be read for this; open_pretrained checks their names and shapes.
+uint64_t hash_of_model(const std::string& model_dir, const std::vector<float>& adapter) {
+  const std::string config = read_text_file(model_dir + "/config.json", kMaxConfigBytes);
+  return XXH3_64bits_withSeed(adapter.data(), adapter.size() * sizeof(float),
+                              XXH3_64bits(config.data(), config.size()));
 }
 
 RowOptions row_options(const Config& config, bool training) {
@@ -182,6 +195,7 @@ Job read_job(const Config& config, int ranks) {
   if (!config.lora.init_from.empty()) {
     job.adapter = read_adapter(config.lora.init_from, TrainableLayout(job.architecture, job.lora));
   }
+  job.model_hash = hash_of_model(config.model.path, job.adapter);
   // Names and shapes of the weights are part of the check, their values are not.
   if (config.model.init == "pretrained") open_pretrained(config.model.path, job.architecture);
   job.train = read_token_data_set(config.data.train, job.architecture.vocab_size);
@@ -196,6 +210,13 @@ Job read_job(const Config& config, int ranks) {
     job.warnings.push_back("eval.every is set but data.eval is not: nothing is evaluated");
   }
   count_steps(job);
+  if (job.pass_capacity() > kMostRows) {
+    fail(ExitCode::usage, "train.micro_batch_size",
+         fmt::format("{} rows of up to data.seq_len tokens are a pass of {} tokens, at most {} "
+                     "wanted",
+                     job.config.train.micro_batch_size, job.pass_capacity(), kMostRows),
+         "lower it");
+  }
   if (job.longest_document() > job.architecture.max_position_embeddings) {
     job.warnings.push_back(
         fmt::format("documents of up to {} tokens, the model was made for {} positions",

@@ -19,6 +19,7 @@ struct Job {
   Architecture architecture;
   LoraOptions lora;
   std::vector<float> adapter;  // the flat parameters to go on from; empty = init_trainables
+  uint64_t model_hash = 0;     // of config.json and adapter: ranks must agree
   TokenDataSet train, eval;
   Rows train_rows, eval_rows;  // eval: in file order; none without data.eval
   int ranks = 1;

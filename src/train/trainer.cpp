@@ -1,7 +1,6 @@
 #include "train/trainer.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "core/convert.h"
 #include "train/schedule.h"
@@ -13,7 +12,6 @@ Trainer::Trainer(const Job& job, Backend& backend, Collectives& collectives,
     : job_(job),
       backend_(backend),
       collectives_(collectives),
-      plan_(job.plan()),
       weights_(job.architecture, backend, arena_),
       adapters_(job.architecture, job.lora, backend, arena_),
       activations_(job.architecture, adapters_, backend, job.pass_capacity(), std::move(policy),
@@ -25,6 +23,7 @@ Trainer::Trainer(const Job& job, Backend& backend, Collectives& collectives,
       loss_id_(arena_.declare("loss", backend.loss_dtype(), 1, 1, MemoryClass::workspace)) {}
 
 void Trainer::load() {
+  plan_.emplace(job_.plan());
   arena_.place(backend_.allocate(arena_.bytes()));
   const auto seed = static_cast<uint64_t>(job_.config.train.seed);
   const auto source = job_.config.model.init == "random"
@@ -53,7 +52,7 @@ StepStats Trainer::train_step(int64_t step) {
   stats.step = step;
 
   // 1. The rows of this step; the loss is the mean over ALL their targets, on all ranks.
-  const BatchPlan::Step batch = plan_.step(step);
+  const BatchPlan::Step batch = plan_->step(step);
   stats.target_tokens = batch.n_targets;
   stats.tokens = batch.n_tokens;
 
@@ -111,10 +110,7 @@ EvalStats Trainer::evaluate(const std::function<void()>& tick) {
     const Rows& rows = job_.eval_rows;
     std::vector<int64_t> all(static_cast<size_t>(rows.n_rows()));
     for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int64_t>(i);
-    for (const auto& row : rows.rows) {
-      for (const Piece& piece : row)
-        stats.target_tokens += job_.eval.n_targets(piece.document, piece.length);
-    }
+    stats.target_tokens = rows.n_targets;
     model_.eval_mode();
     backend_.zero(loss_);
     for (const auto& pass : passes_of_rank(all, collectives_.rank(), collectives_.size(),
@@ -133,7 +129,7 @@ EvalStats Trainer::evaluate(const std::function<void()>& tick) {
 }
 
 StepStats Trainer::first_batch() {
-  const BatchPlan::Step batch = plan_.step(1);
+  const BatchPlan::Step batch = plan_->step(1);
   accumulate_gradients(batch);
   reduce_over_ranks();
   StepStats stats;
@@ -147,7 +143,7 @@ StepStats Trainer::first_batch() {
 }
 
 void Trainer::visit_logits(const LogitsVisitor& visit) {
-  const BatchPlan::Step batch = plan_.step(1);
+  const BatchPlan::Step batch = plan_->step(1);
   model_.train_mode(static_cast<uint64_t>(job_.config.train.seed), batch.epoch);
   for (const auto& rows : passes_of_rank(batch.rows, collectives_.rank(), collectives_.size(),
                                          job_.config.train.micro_batch_size)) {
@@ -182,62 +178,6 @@ void Trainer::timed(Phase phase, F&& work) {
   work();
   phase_seconds_[static_cast<size_t>(phase)] +=
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collectives& collectives,
-                                        int64_t budget) {
-  const int64_t L = job.architecture.n_layers;
-  const auto bytes_of = [&](const std::vector<Recompute>& policy) {
-    return Trainer(job, backend, collectives, policy).arena().bytes();
-  };
-  // k of the L layers compute again with `some`, the others with `rest`.
-  const auto mixed = [&](Recompute some, Recompute rest, int64_t k) {
-    std::vector<Recompute> policy(static_cast<size_t>(L), rest);
-    std::fill_n(policy.begin(), k, some);
-    return policy;
-  };
-  const auto uniform = [&](Recompute all) {
-    return std::vector<Recompute>(static_cast<size_t>(L), all);
-  };
-  // The fewest layers that fit; more of them never take more memory. L where none is enough.
-  const auto fewest = [&](Recompute some, Recompute rest) {
-    int64_t low = 1, high = L;
-    while (low < high) {
-      const int64_t k = (low + high) / 2;
-      if (bytes_of(mixed(some, rest, k)) <= budget)
-        high = k;
-      else
-        low = k + 1;
-    }
-    return mixed(some, rest, low);
-  };
-  const std::string& wish = job.config.train.recompute;
-  std::vector<Recompute> policy = uniform(wish == "mlp"     ? Recompute::mlp
-                                          : wish == "block" ? Recompute::block
-                                                            : Recompute::keep);
-  if (wish == "auto" && bytes_of(policy) > budget) {
-    policy = fewest(Recompute::mlp, Recompute::keep);
-    if (bytes_of(policy) > budget) policy = fewest(Recompute::block, Recompute::mlp);
-  }
-  const Trainer chosen(job, backend, collectives, policy);
-  const int64_t needed = chosen.arena().bytes();
-  if (needed > budget) {
-    const std::string found =
-        fmt::format("{:.2f} GB needed on each rank, {:.2f} GB free for it",
-                    static_cast<double>(needed) * 1e-9, static_cast<double>(budget) * 1e-9);
-    if (const int64_t base = chosen.arena().bytes(MemoryClass::base); base > budget) {
-      fail(ExitCode::usage, "memory",
-           fmt::format("{}: the base model alone takes {:.2f} GB", found,
-                       static_cast<double>(base) * 1e-9),
-           "take a smaller model, run fewer ranks on a node, or a node with more memory");
-    }
-    fail(ExitCode::usage, "memory", found,
-         wish == "block" || wish == "auto"
-             ? "lower train.micro_batch_size or data.seq_len, or run fewer ranks on a node"
-             : "set train.recompute = \"block\" or \"auto\", or lower train.micro_batch_size or "
-               "data.seq_len");
-  }
-  return policy;
 }
 
 }  // namespace utrain

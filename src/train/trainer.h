@@ -6,6 +6,7 @@
 #include <array>
 #include <chrono>
 #include <functional>
+#include <optional>
 
 #include "comm/collectives.h"
 #include "model/transformer.h"
@@ -42,6 +43,8 @@ class Trainer {
   // Declares all memory. policy: see choose_recompute.
   Trainer(const Job& job, Backend& backend, Collectives& collectives,
           std::vector<Recompute> policy);
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
 
   const Arena& arena() const { return arena_; }
   void load();  // takes the memory, reads the base, initialises the adapters
@@ -72,7 +75,7 @@ class Trainer {
   const Job& job_;
   Backend& backend_;
   Collectives& collectives_;
-  BatchPlan plan_;
+  std::optional<BatchPlan> plan_;  // from load() on: it reads all the data
   Arena arena_;
   Weights weights_;
   Adapters adapters_;
@@ -84,11 +87,5 @@ class Trainer {
   Tensor loss_;  // [1, 1] sum of the cross entropy of this rank's passes
   std::array<double, kPhaseNames.size()> phase_seconds_ = {};
 };
-
-// The policy of every layer that train.recompute asks for; "auto" computes again as little as fits
-// into budget bytes: first the MLP of as many layers as needed, then whole blocks. Throws usage
-// where nothing fits.
-std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collectives& collectives,
-                                        int64_t budget);
 
 }  // namespace utrain

@@ -1,0 +1,65 @@
+#include "train/choose_recompute.h"
+
+#include <algorithm>
+
+#include "train/trainer.h"
+
+namespace utrain {
+
+std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collectives& collectives,
+                                        int64_t budget) {
+  const int64_t L = job.architecture.n_layers;
+  const auto bytes_of = [&](const std::vector<Recompute>& policy) {
+    return Trainer(job, backend, collectives, policy).arena().bytes();
+  };
+  // k of the L layers compute again with `some`, the others with `rest`.
+  const auto mixed = [&](Recompute some, Recompute rest, int64_t k) {
+    std::vector<Recompute> policy(static_cast<size_t>(L), rest);
+    std::fill_n(policy.begin(), k, some);
+    return policy;
+  };
+  const auto uniform = [&](Recompute all) {
+    return std::vector<Recompute>(static_cast<size_t>(L), all);
+  };
+  // The fewest layers that fit; more of them never take more memory. L where none is enough.
+  const auto fewest = [&](Recompute some, Recompute rest) {
+    int64_t low = 1, high = L;
+    while (low < high) {
+      const int64_t k = (low + high) / 2;
+      if (bytes_of(mixed(some, rest, k)) <= budget)
+        high = k;
+      else
+        low = k + 1;
+    }
+    return mixed(some, rest, low);
+  };
+  const std::string& wish = job.config.train.recompute;
+  std::vector<Recompute> policy = uniform(wish == "mlp"     ? Recompute::mlp
+                                          : wish == "block" ? Recompute::block
+                                                            : Recompute::keep);
+  if (wish == "auto" && bytes_of(policy) > budget) {
+    policy = fewest(Recompute::mlp, Recompute::keep);
+    if (bytes_of(policy) > budget) policy = fewest(Recompute::block, Recompute::mlp);
+  }
+  const Trainer chosen(job, backend, collectives, policy);
+  const int64_t needed = chosen.arena().bytes();
+  if (needed > budget) {
+    const std::string found =
+        fmt::format("{:.2f} GB needed on each rank, {:.2f} GB free for it",
+                    static_cast<double>(needed) * 1e-9, static_cast<double>(budget) * 1e-9);
+    if (const int64_t base = chosen.arena().bytes(MemoryClass::base); base > budget) {
+      fail(ExitCode::usage, "memory",
+           fmt::format("{}: the base model alone takes {:.2f} GB", found,
+                       static_cast<double>(base) * 1e-9),
+           "take a smaller model, run fewer ranks on a node, or a node with more memory");
+    }
+    fail(ExitCode::usage, "memory", found,
+         wish == "block" || wish == "auto"
+             ? "lower train.micro_batch_size or data.seq_len, or run fewer ranks on a node"
+             : "set train.recompute = \"block\" or \"auto\", or lower train.micro_batch_size or "
+               "data.seq_len");
+  }
+  return policy;
+}
+
+}  // namespace utrain

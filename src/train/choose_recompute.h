@@ -1,0 +1,18 @@
+// train.recompute against the memory there is.
+#pragma once
+
+#include <vector>
+
+#include "comm/collectives.h"
+#include "model/activations.h"
+#include "train/job.h"
+
+namespace utrain {
+
+// The policy of every layer that train.recompute asks for; "auto" computes again as little as fits
+// into budget bytes: first the MLP of as many layers as needed, then whole blocks. Throws usage
+// where nothing fits.
+std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collectives& collectives,
+                                        int64_t budget);
+
+}  // namespace utrain
