@@ -30,8 +30,8 @@ class Arena {
              Lifetime lifetime = Lifetime::run);
 
   int64_t bytes() const;  // what place() needs
-  int64_t bytes(
-      MemoryClass memory_class) const;  // its share; what phases share counts as workspace, once
+  // The share of a class; what phases share counts as workspace, once.
+  int64_t bytes(MemoryClass memory_class) const;
 
   void place(void* memory);  // memory: bytes() bytes, 256-byte aligned
   Tensor operator[](Id id) const;

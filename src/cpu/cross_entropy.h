@@ -1,9 +1,9 @@
 // loss += sum over targets of (log sum_v exp(logit_v) - logit_target), logits = x[row] W'
-//   x, dx [N, C] T   W [V, C] T   loss [1, 1] double (T where wider)   logits [rows of a chunk, V]
-//   T scratch dx = dloss * (softmax - onehot) W on rows with a target, 0 on the others; nothing
-//   where dx is empty. Requires target rows ascending and without repetition. One chunk of logits
-//   is held at a time. Softmax sums: blocks of 512 in T, blocks and loss in double, targets added
-//   in order.
+//   x, dx [N, C] T   W [V, C] T   loss [1, 1] double (T where wider)
+//   logits [rows of a chunk, V] T scratch: one chunk of logits is held at a time
+//   dx = dloss * (softmax - onehot) W on rows with a target, 0 on the others; nothing where dx is
+//   empty. Requires target rows ascending and without repetition.
+//   Softmax sums: blocks of 512 in T, blocks and loss in double, targets added in order.
 #pragma once
 
 #include <vector>

@@ -1,10 +1,12 @@
-// y = x W' + bias + scaling * drop(x) A' B' on the adapter's slice of y              Hu et al.
-// 2021, arXiv:2106.09685
-//   x, dx [N, in] T   y, dy [N, out] T   xa [N, adapters * r] T, adapter i in columns [i r, i r +
-//   r) forward: y =, xa =.  backward: dx = (nothing where empty), dA +=, dB +=; W and bias are
-//   frozen. dxa = scaling * dy B;  dB += scaling * dy' xa;  dA += dxa' drop(x);  dx = dy W + mask *
-//   (dxa A) / (1 - p) Dropout is inverted; each adapter has its own mask, made again in the
-//   backward pass. p = 0 copies nothing. Products accumulate in T (BLAS).
+// y = x W' + bias + scaling * drop(x) A' B' on the adapter's slice of y
+//   Hu et al. 2021, arXiv:2106.09685
+//   x, dx [N, in] T   y, dy [N, out] T
+//   xa [N, adapters * r] T, adapter i in columns [i r, i r + r)
+//   forward: y =, xa =.  backward: dx = (nothing where empty), dA +=, dB +=; W, bias are frozen
+//     dxa = scaling * dy B;  dB += scaling * dy' xa;  dA += dxa' drop(x)
+//     dx = dy W + mask * (dxa A) / (1 - p)
+//   Dropout is inverted; each adapter has its own mask, made again in the backward pass. p = 0
+//   copies nothing. Products accumulate in T (BLAS).
 #pragma once
 
 #include "backend.h"

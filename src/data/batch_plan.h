@@ -14,8 +14,8 @@ class BatchPlan {
  public:
   struct Step {
     int64_t epoch = 0;  // from 0
-    std::vector<int64_t>
-        rows;  // indices into Rows::rows, global_batch_size of them or fewer at the end of an epoch
+    // Indices into Rows::rows: global_batch_size of them, fewer at the end of an epoch.
+    std::vector<int64_t> rows;
     int64_t n_targets = 0;  // of all rows of the step: the loss divides by it
     int64_t n_tokens = 0;
   };
@@ -25,8 +25,7 @@ class BatchPlan {
             uint64_t seed);
 
   int64_t steps_per_epoch() const;  // ceil(rows / global_batch_size)
-  // k from 1. Steps of one epoch share its permutation, which is kept: not for several threads at
-  // once.
+  // k from 1. Keeps the permutation of the epoch: not for several threads at once.
   Step step(int64_t k) const;
 
  private:

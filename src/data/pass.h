@@ -24,8 +24,7 @@ struct Pass {
   std::vector<int32_t> end;          // [N] one past its last row
   std::vector<int32_t> documents;    // [N] index in the data set
   std::vector<int32_t> target_rows;  // [M] ascending
-  std::vector<int32_t>
-      targets;  // [M] the token that row must predict: the next one of its document
+  std::vector<int32_t> targets;      // [M] what that row must predict: the next token
   std::vector<PassDocument> pieces;  // in order
 
   int64_t n_targets() const { return static_cast<int64_t>(targets.size()); }  // M

@@ -114,9 +114,6 @@ void Transformer::linear_backward(int64_t l, Group group, const Tensor& dx, cons
                            context(batch));
 }
 
-// ---- forward
-// --------------------------------------------------------------------------------------------------------
-
 void Transformer::forward(const TokenBatch& batch) {
   const Architecture& a = architecture_;
   ASSERT(batch.n_rows > 0 && batch.n_rows <= activations_.capacity());
@@ -191,9 +188,6 @@ Tensor Transformer::logits(int64_t first, int64_t n) {
   return out;
 }
 
-// ---- backward
-// -------------------------------------------------------------------------------------------------------
-
 void Transformer::loss_and_backward(const Tensor& loss, const TokenBatch& batch, double dloss) {
   const int64_t L = architecture_.n_layers;
   const Tensor dnormed = scratch_.dnormed.first_rows(batch.n_rows);
@@ -245,7 +239,7 @@ void Transformer::mlp_block_backward(int64_t l, const TokenBatch& batch) {
   const Tensor normed = scratch_.normed_again.first_rows(N),
                gate_up = slot(l, Slot::gate_up, batch);
   const Tensor h_mid = slot(l, Slot::hidden_mid, batch), rstd = slot(l, Slot::mid_rstd, batch);
-  backend_.swiglu_forward(act, gate_up);
+  if (adapters_.columns(Group::down) > 0) backend_.swiglu_forward(act, gate_up);
   linear_backward(l, Group::down, adapters_below(l, Group::down) ? dact : Tensor{}, dhidden, act,
                   batch);
   if (!adapters_below(l, Group::down)) return;

@@ -47,8 +47,7 @@ class Transformer {
   void recompute(int64_t l, const TokenBatch& batch);
   void mlp_block_backward(int64_t l, const TokenBatch& batch);
   void attention_block_backward(int64_t l, const TokenBatch& batch);
-  bool adapters_below(int64_t l,
-                      Group group) const;  // does anything that is trained lie below this group?
+  bool adapters_below(int64_t l, Group group) const;  // does anything trained lie below it?
   AttentionShape attention_shape(int64_t l) const;
 
   Architecture architecture_;
