@@ -54,8 +54,7 @@ Progress::Progress(int64_t total_steps, int64_t every, bool every_is_given)
       every_(every),
       every_is_given_(every_is_given),
       terminal_(output_is_terminal()),
-      start_(std::chrono::steady_clock::now()),
-      last_line_(start_) {}
+      last_line_(std::chrono::steady_clock::now()) {}
 
 Progress::~Progress() {
   clear_bar();

@@ -14,8 +14,7 @@ std::string text_of_count(double n);          // "12,345"
 
 class Progress {
  public:
-  // every: steps between lines; where it was not asked for, lines in a file come at most every 10
-  // s.
+  // every: steps between lines; not asked for, lines in a file come at most every 10 s.
   Progress(int64_t total_steps, int64_t every, bool every_is_given);
   ~Progress();
 
@@ -33,7 +32,7 @@ class Progress {
   bool every_is_given_;
   bool terminal_;
   bool bar_is_drawn_ = false;
-  std::chrono::steady_clock::time_point start_, last_line_;
+  std::chrono::steady_clock::time_point last_line_;
   double step_seconds_ = 0.0;  // of the steps so far
   int64_t steps_done_ = 0;
 };
