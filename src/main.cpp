@@ -1,11 +1,13 @@
 // Starts MPI, reads the command line, runs the command. The only catch, the only MPI_Abort.
 #include <fmt/core.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <csignal>
 #include <cstdlib>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "app/commands.h"
 
@@ -39,8 +41,12 @@ int code_of(ExitCode code) {
 }
 
 // What all ranks know, they leave with together; what only this rank knows must end the others.
-int run(const utrain::CommandLine& command_line, const utrain::World& world) {
+// usage: what is wrong with the command line; empty = nothing.
+int run(const utrain::CommandLine& command_line, const std::string& usage,
+        const std::string& arguments, const utrain::World& world) {
   try {
+    world.agree("the command line", arguments);
+    if (!usage.empty()) throw utrain::SharedError(ExitCode::usage, usage);
     return code_of(utrain::run_command(command_line, world));
   } catch (const utrain::SharedError& e) {
     if (world.rank() == 0) print_error(e.what());
@@ -69,18 +75,16 @@ int main(int argc, char** argv) {
     try {
       command_line = utrain::parse_command_line(argc, argv);
       if (utrain::is_without_ranks(command_line)) {
-        if (is_first_process()) utrain::run_without_ranks(command_line);
+        const std::string text = utrain::text_without_ranks(command_line);
+        if (is_first_process()) fmt::print("{}", text);
         return 0;
       }
     } catch (const Error& e) {
       usage = e.what();  // told once MPI runs: from one rank, without the launcher's alarm
     }
+    const std::vector<std::string> arguments(argv + 1, argv + argc);
     const utrain::World world(&argc, &argv);
-    if (!usage.empty()) {
-      if (world.rank() == 0) print_error(usage);
-      return code_of(ExitCode::usage);
-    }
-    return run(command_line, world);
+    return run(command_line, usage, fmt::format("{}", fmt::join(arguments, " ")), world);
   } catch (const Error& e) {  // MPI did not start: every process is alone
     if (is_first_process()) print_error(e.what());
     return code_of(e.code());

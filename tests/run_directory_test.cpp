@@ -277,5 +277,27 @@ TEST_F(RunDirectoryTest, ThreeBadStepsInARowDiverge) {
   EXPECT_EQ(names_in(run_dir_).count("adapter"), 1u);
 }
 
+TEST_F(RunDirectoryTest, ARunThatEndsOnBadNumbersDiverged) {
+  for (const int ranks : {kAlone, 3}) {
+    // The update of step 1 overflows: step 2 is bad, and there is no third.
+    expect_error(ranks, {"--train.lr=1e30", "--train.warmup_steps=0", "--train.max_steps=2"}, 4,
+                 "1 step in a row");
+    // No step after the update that overflows.
+    expect_error(ranks, {"--train.lr=1e39", "--train.warmup_steps=0", "--train.max_steps=1"}, 4,
+                 "the adapter holds numbers that are not finite");
+    EXPECT_EQ(names_in(run_dir_), (std::set<std::string>{"metrics.jsonl", "summary.json"}));
+  }
+}
+
+TEST_F(RunDirectoryTest, RanksWithOtherArgumentsDoNotWaitForEachOther) {
+  const Words first = arguments({"--check"});
+  Words words = first;
+  words.insert(words.end(), {":", "-np", "1", UTRAIN_BINARY, input_});
+  const Outcome outcome = launch(1, words, 30.0);
+  EXPECT_EQ(outcome.exit_code, 71) << outcome.text();
+  EXPECT_EQ(outcome.error_lines().size(), 1u) << outcome.text();
+  EXPECT_EQ(launch(2, {"--help-config", "bogus"}, 30.0).exit_code, 2);
+}
+
 }  // namespace
 }  // namespace utrain

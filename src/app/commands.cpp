@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <filesystem>
 #include <optional>
 
 #include "app/dump.h"
@@ -38,6 +40,15 @@ struct Prepared {
   RunFacts facts;
 };
 
+void check_dump_path(const std::string& path) {
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  if (!folder.empty() && !std::filesystem::is_directory(folder)) {
+    fail(ExitCode::usage, "--dump " + path, fmt::format("no directory {}", folder.string()),
+         "make it first, or name another file");
+  }
+  AtomicFile probe(path);
+}
+
 // Everything short of taking the memory: what --check checks.
 Prepared prepare(const CommandLine& command_line, const World& world) {
   Prepared p;
@@ -50,7 +61,7 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
     if (command_line.dump.empty()) check_run_directory(config.run.dir, config.run.overwrite);
   });
   // The work before the first byte may be long: whether the file can be made shows now.
-  if (!command_line.dump.empty()) world.first_rank([&] { AtomicFile probe(command_line.dump); });
+  if (!command_line.dump.empty()) world.first_rank([&] { check_dump_path(command_line.dump); });
   world.agree("config.json of model.path and the adapter of lora.init_from",
               fmt::format("{:016x}", p.job->model_hash));
   world.agree("the contents of data.train and data.eval",
@@ -95,9 +106,18 @@ class Run {
       if (directory_) directory_->write_metrics(stats);
       if (progress_) progress_->step(stats);
       bad_steps = stats.skipped ? bad_steps + 1 : 0;
-      if (bad_steps == kMostBadSteps) fail_diverged(stats);
+      if (bad_steps == kMostBadSteps || (bad_steps > 0 && step == n_steps_)) {
+        fail_diverged(fmt::format("step {}: loss or gradient norm not finite in {} step{} in a row",
+                                  step, bad_steps, bad_steps == 1 ? "" : "s"));
+      }
       if (p_.job->has_eval() && ((every > 0 && step % every == 0) || step == n_steps_))
         evaluate(step);
+    }
+    const std::vector<float> parameters = p_.trainer->adapters().parameters_on_host();
+    if (!std::all_of(parameters.begin(), parameters.end(),
+                     [](float x) { return std::isfinite(x); })) {
+      fail_diverged(
+          fmt::format("step {}: the adapter holds numbers that are not finite", n_steps_));
     }
   }
 
@@ -151,15 +171,13 @@ class Run {
     if (progress_) progress_->evaluation(step, stats);
   }
 
-  [[noreturn]] void fail_diverged(const StepStats& stats) {
+  [[noreturn]] void fail_diverged(const std::string& what) {
     finish(ExitCode::diverged);
     progress_.reset();
-    throw SharedError(
-        ExitCode::diverged,
-        fmt::format(
-            "step {}: loss or gradient norm not finite in {} steps in a row; lower train.lr, "
-            "raise train.warmup_steps, or look for damaged weights and data",
-            stats.step, kMostBadSteps));
+    throw SharedError(ExitCode::diverged,
+                      what +
+                          "; lower train.lr, raise train.warmup_steps, or look for damaged "
+                          "weights and data");
   }
 
   Prepared& p_;
@@ -192,11 +210,11 @@ bool is_without_ranks(const CommandLine& command_line) {
   return command == Command::help || command == Command::help_config || command == Command::version;
 }
 
-void run_without_ranks(const CommandLine& command_line) {
+std::string text_without_ranks(const CommandLine& command_line) {
   switch (command_line.command) {
-    case Command::help: fmt::print("{}", help_text()); break;
-    case Command::help_config: fmt::print("{}", help_config(command_line.help_section)); break;
-    default: fmt::print("{}", version_text());
+    case Command::help: return help_text();
+    case Command::help_config: return help_config(command_line.help_section);
+    default: return version_text();
   }
 }
 
@@ -214,7 +232,7 @@ ExitCode run_command(const CommandLine& command_line, const World& world) {
   } else if (!command_line.dump.empty()) {
     Prepared p = prepare(command_line, world);
     world.together([&] { p.trainer->load(); });
-    write_dump(command_line.dump, *p.job, *p.trainer, world, *p.machine.collectives);
+    write_dump(command_line.dump, *p.job, *p.trainer, world);
   } else {
     train(command_line, world, start);
   }

@@ -8,7 +8,7 @@ namespace utrain {
 
 // --help, --help-config, --version: no MPI, no input file.
 bool is_without_ranks(const CommandLine& command_line);
-void run_without_ranks(const CommandLine& command_line);
+std::string text_without_ranks(const CommandLine& command_line);  // what they print
 
 // Everything else, on all ranks together.
 ExitCode run_command(const CommandLine& command_line, const World& world);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "comm/mpi_collectives.h"
 #include "io/safetensors.h"
 
 namespace utrain {
@@ -36,8 +37,8 @@ std::map<int64_t, std::vector<float>> gather_logits(const Job& job, Trainer& tra
 
 }  // namespace
 
-void write_dump(const std::string& path, const Job& job, Trainer& trainer, const World& world,
-                Collectives& collectives) {
+void write_dump(const std::string& path, const Job& job, Trainer& trainer, const World& world) {
+  MpiCollectives collectives(world);  // logits are gathered in host memory, wherever they were made
   const StepStats stats = trainer.first_batch();
   std::map<int64_t, std::vector<float>> logits;
   const int64_t V = job.architecture.vocab_size;

@@ -10,7 +10,6 @@
 namespace utrain {
 
 // Collective. Logits are left out where vocabulary x tokens reaches 2^28.
-void write_dump(const std::string& path, const Job& job, Trainer& trainer, const World& world,
-                Collectives& collectives);
+void write_dump(const std::string& path, const Job& job, Trainer& trainer, const World& world);
 
 }  // namespace utrain
