@@ -249,7 +249,7 @@ std::vector<Key> make_keys() {
        .also = "device"},
       {.name = "run.overwrite",
        .kind = Boolean{run<&C::Run::overwrite>},
-       .doc = "a directory with a finished run is emptied first",
+       .doc = "what a finished run left in the directory is replaced",
        .also = "overwrite_output_dir"},
       {.name = "run.gpu_memory_gb",
        .kind = Real{run<&C::Run::gpu_memory_gb>, kNotNegative},
