@@ -6,7 +6,7 @@ JOBS ?= $(shell nproc)
 # mpirun refuses root and more ranks than cores unless it is told that both are meant.
 MPIRUN := mpirun $(if $(filter 0,$(shell id -u)),--allow-run-as-root) --oversubscribe --bind-to none
 
-.PHONY: help packages build run test test-asan lint format tools clean
+.PHONY: help packages build run test test-asan bundle lint format tools clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | column -t -s '	'
@@ -14,7 +14,7 @@ help:  ## what there is
 packages:  ## installs the Debian packages that are missing (needs root only then)
 	@tools/packages build
 
-build: packages  ## builds ./utrain (PRESET=cpu|release|asan)
+build: packages  ## builds ./utrain (PRESET=cpu|cuda|release|asan)
 	@cmake --preset $(PRESET) $(if $(wildcard build/$(PRESET)/build.ninja),>/dev/null)
 	@cmake --build --preset $(PRESET) --target utrain -j $(JOBS)
 	@ln -sf build/$(PRESET)/utrain utrain
@@ -34,6 +34,10 @@ test-asan: packages  ## the parsers and a 2-rank step under ASan and UBSan
 	@cmake --preset asan $(if $(wildcard build/asan/build.ninja),>/dev/null)
 	@cmake --build --preset asan --target utrain $(ASAN_TESTS) -j $(JOBS)
 	@cd build/asan && ASAN_OPTIONS=detect_leaks=0 ctest --output-on-failure -R "^($$(echo $(ASAN_TESTS) | tr ' ' '|'))$$"
+
+bundle: build  ## dist/utrain.tar.xz: runs on another Linux without installing anything (PRESET=cuda with GPUs)
+	@cmake --build --preset $(PRESET) -j $(JOBS)
+	@tools/bundle build/$(PRESET) dist/utrain $$(cd build/$(PRESET) && ls -d *_test)
 
 lint:  ## rooms, arrows, formatting
 	@tools/packages lint
