@@ -133,6 +133,7 @@ TEST(CommandLine, Refusals) {
       {{"a.toml", "--loar.r"}, {"--loar.r: unknown flag; did you mean --lora.r=...?"}},
       {{"a.toml", "--dump"}, {"'--dump' is missing"}},
       {{"a.toml", "--dump="}, {"--dump"}},
+      {{"a.toml", "--dump", ""}, {"--dump: found an empty value", "write --dump=FILE"}},
       {{"a.toml", "--dump", "--check"}, {"--dump: found --check where its value should be"}},
       {{"a.toml", "--dump=a", "--dump=b"}, {"--dump: given twice"}},
       {{"a.toml", "--dry-run"}, {"'--dry-run' is missing"}},

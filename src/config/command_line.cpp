@@ -156,6 +156,8 @@ class Parser {
     else if (value.compare(0, 2, "--") == 0)
       problem(fmt::format("--{}: found {} where its value should be; write --{}=VALUE", name,
                           value.substr(0, 80), name));
+    else if (name == "dump" && value.empty())  // would mean no dump
+      problem("--dump: found an empty value, wanted a file name; write --dump=FILE");
     else if (name == "dry-run")
       line_.dry_run = steps(value);
     else if (name == "dump")
