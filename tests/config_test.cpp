@@ -363,10 +363,13 @@ TEST(Print, UnsetKeysAreComments) {
   // What is left to the adapter must not become a demand.
   const Config from =
       parse_config("", "in.toml", sound_and({{"lora.init_from", "/"}, {"lora.r", "4"}}));
-  expect_contains(print_config(from), {"\nr = 4 ", "\n# alpha = ", "\n# target_modules = "});
+  expect_contains(print_config(from),
+                  {"\nr = 4 ", "\n# alpha = ", "\n# use_rslora = ", "\n# target_modules = "});
   const Config again = parse_config(print_config(from), "in.toml", {});
   EXPECT_TRUE(again.is_given("lora.r"));
-  EXPECT_FALSE(again.is_given("lora.alpha"));
+  for (const char* key : {"lora.alpha", "lora.use_rslora", "lora.target_modules"})
+    EXPECT_FALSE(again.is_given(key)) << key;
+  expect_round_trip(from);
 }
 
 TEST(Print, ValuesAreJson) {

@@ -80,11 +80,12 @@ std::vector<Key> make_keys() {
       {.name = "lora.use_rslora",
        .kind = Boolean{lora<&C::Lora::use_rslora>},
        .doc = "scale by alpha / sqrt(r) instead",
+       .from_adapter = true,
        .also = "rslora"},
       {.name = "lora.init_from",
        .kind = Text{lora<&C::Lora::init_from>, {}},
-       .doc = "PEFT adapter directory to go on from; r, alpha and target_modules left unset come "
-              "from it",
+       .doc = "PEFT adapter directory to go on from; r, alpha, use_rslora and target_modules left "
+              "unset come from it",
        .must_exist = true,
        .also = "adapter adapter_path"},
       {.name = "lora.target_modules",
