@@ -44,10 +44,17 @@ TEST(ModelFiles, ReadsTheSingleFile) {
   EXPECT_EQ(files.find("c"), nullptr);
 }
 
-TEST(ModelFiles, PrefersTheIndexAndReadsItsShards) {
+TEST(ModelFiles, PrefersTheSingleFileToTheIndex) {
+  const TempDir dir;
+  write_bytes(dir / "model.safetensors", file_of({"d"}));
+  write_bytes(dir / kIndex, "not even JSON");
+  const ModelFiles files(dir.str());
+  EXPECT_EQ(files.names(), (std::vector<std::string>{"d"}));
+}
+
+TEST(ModelFiles, ReadsTheShardsOfTheIndex) {
   const TempDir dir;
   write_two_shards(dir);
-  write_bytes(dir / "model.safetensors", "not even a file of weights");
   const ModelFiles files(dir.str());
   EXPECT_EQ(files.names(), (std::vector<std::string>{"a", "b", "c"}));
   EXPECT_EQ(files.total_bytes(), 24);

@@ -87,14 +87,14 @@ ModelFiles::ModelFiles(const std::string& dir) : dir_(dir) {
   }
   const std::string index_path = (fs::path(dir) / "model.safetensors.index.json").string();
   const std::string single_path = (fs::path(dir) / "model.safetensors").string();
-  if (exists(index_path)) {
-    open_sharded(index_path);
-  } else if (exists(single_path)) {
+  if (exists(single_path)) {
     files_.emplace_back(single_path, ExitCode::bad_file);
     for (const auto& [name, tensor] : files_[0].tensors()) {
       tensors_.emplace(name, &tensor);
       file_of_.emplace(name, single_path);
     }
+  } else if (exists(index_path)) {
+    open_sharded(index_path);
   } else {
     fail_without_weights(dir);
   }

@@ -1,7 +1,7 @@
-// The weights of a Hugging Face model directory: model.safetensors, or the shards that
-// model.safetensors.index.json names (the index is preferred). A shard is a plain file name that
-// resolves inside the directory, or inside the `blobs` of the hub cache it is a snapshot of.
-// Pickled weights (*.bin) are never read.
+// The weights of a Hugging Face model directory: model.safetensors, or else the shards that
+// model.safetensors.index.json names (of both, transformers too takes the single file). A shard is
+// a plain file name that resolves inside the directory, or inside the `blobs` of the hub cache it
+// is a snapshot of. Pickled weights (*.bin) are never read.
 #pragma once
 
 #include <cstdint>
