@@ -125,6 +125,16 @@ TEST(Architecture, RopeInBothSpellings) {
   const Architecture a = read(small("llama").set("rope_scaling", old_name));
   EXPECT_EQ(a.rope.type, Rope::Type::llama3);
   EXPECT_EQ(a.rope.original_max_position_embeddings, 128);
+
+  const auto with_outer = [&](const char* key, int64_t original) {
+    return small("llama").set(key, parse(llama3)).set("original_max_position_embeddings", original);
+  };
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    EXPECT_EQ(read(with_outer(key, 8192)).rope.original_max_position_embeddings, 8192);
+    expect_refused([&] { read(with_outer(key, 4096)); }, ExitCode::bad_file,
+                   {"config.json: original_max_position_embeddings: 4096 found", "8192", key,
+                    "not supported"});
+  }
 }
 
 TEST(Architecture, Windows) {

@@ -219,8 +219,18 @@ void read_rope(const JsonObjectReader& config, Architecture& a) {
                               a.rope.high_freq_factor, a.rope.low_freq_factor),
                   "correct this key");
   }
-  a.rope.original_max_position_embeddings = rope.integer_or(
-      "original_max_position_embeddings", 1, kMaxPositions, a.max_position_embeddings);
+  constexpr std::string_view kOriginal = "original_max_position_embeddings";
+  a.rope.original_max_position_embeddings =
+      rope.integer_or(kOriginal, 1, kMaxPositions, a.max_position_embeddings);
+  // Versions of transformers differ in which of two values they take.
+  const int64_t outer =
+      config.integer_or(kOriginal, 1, kMaxPositions, a.rope.original_max_position_embeddings);
+  if (outer != a.rope.original_max_position_embeddings) {
+    config.fail_key(kOriginal,
+                    fmt::format("{} found, but {} holds in {}: not supported", outer,
+                                a.rope.original_max_position_embeddings, key),
+                    fmt::format("write the right one in {} and remove this key", key));
+  }
 }
 
 // mistral: sliding_window on every layer, null = none, left out = 4096.
