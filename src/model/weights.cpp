@@ -77,12 +77,39 @@ Tensor view(const ImageLayout& layout, const Tensor& image, const std::string& n
   return {};
 }
 
+bool same_values(const StoredTensor& a, const StoredTensor& b) {
+  if (a.dtype == b.dtype && a.bytes == b.bytes)  // bytes first: they are the same in most files
+    if (std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes)) == 0) return true;
+  constexpr int64_t kChunk = 1 << 16;  // elements
+  std::vector<float> x(kChunk), y(kChunk);
+  for (int64_t first = 0; first < a.n_elem(); first += kChunk) {
+    const int64_t n = std::min(kChunk, a.n_elem() - first);
+    read_elements(a, first, n, x.data());
+    read_elements(b, first, n, y.data());
+    if (!std::equal(x.begin(), x.begin() + n, y.begin())) return false;
+  }
+  return true;
+}
+
+// transformers does not tie what the files hold twice with different values.
+void check_tied_head(const ModelFiles& files, const std::string& dir, const Architecture& a) {
+  if (files.find("lm_head.weight") == nullptr) return;
+  const std::vector<int64_t> shape = {a.vocab_size, a.hidden_size};
+  if (same_values(files.at("lm_head.weight", shape), files.at("model.embed_tokens.weight", shape)))
+    return;
+  fail(ExitCode::bad_file, dir,
+       "lm_head.weight differs from model.embed_tokens.weight, though config.json ties them "
+       "(tie_word_embeddings = true)",
+       "set tie_word_embeddings to false in config.json, or remove lm_head.weight from the files");
+}
+
 class PretrainedWeights : public WeightSource {
  public:
   PretrainedWeights(const std::string& dir, const Architecture& architecture) : files_(dir) {
     for (const TensorSpec& spec : expected_tensors(architecture)) {
       tensors_[spec.name] = &files_.at(spec.name, spec.shape);
     }
+    if (architecture.tied_embeddings) check_tied_head(files_, dir, architecture);
   }
   void read(const std::string& name, int64_t first, int64_t n, float* out) const override {
     read_elements(*tensors_.at(name), first, n, out);

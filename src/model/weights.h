@@ -40,7 +40,7 @@ class WeightSource {
 };
 
 // The files of a Hugging Face directory; names and shapes are checked against the architecture
-// here, before any memory is taken.
+// here, before any memory is taken, and that a head in them is the embedding it is tied to.
 std::unique_ptr<WeightSource> open_pretrained(const std::string& model_dir,
                                               const Architecture& architecture);
 // model.init = "random": N(0, initializer_range), norms 1, biases 0; a function of (seed, name,
