@@ -168,6 +168,13 @@ TEST(InputFile, RequiredAndExclusiveKeys) {
   EXPECT_EQ(problems("[train]\nepochs = 0.5", no_length), "");
   expect_contains(problems("[model]\npath = \"/no/such\"", sound_without("model.path")),
                   {"in.toml:2:8: model.path: \"/no/such\" does not exist"});
+  const auto of_model = [](const char* path) {
+    return problems(fmt::format("[model]\npath = \"{}\"", path), sound_without("model.path"));
+  };
+  expect_contains(of_model("owner/model"),
+                  {"does not exist", "download it first (huggingface-cli download)"});
+  for (const char* path : {"/no/such", "./such", "no/such/model", "such", "such/"})
+    EXPECT_EQ(of_model(path).find("download"), std::string::npos) << path;
   expect_contains(problems("[data]\ntrain = \"/dev/null/x\"", sound_without("data.train")),
                   {"in.toml:2:9: data.train: \"/dev/null/x\" does not exist"});
 }

@@ -124,6 +124,13 @@ TEST(PeftAdapter, RefusesMissingAndMalformedFiles) {
                  {"none: no such directory"});
   expect_refused([&] { read_adapter_config(dir.str()); }, ExitCode::bad_file,
                  {"adapter_config.json: no such file"});
+  std::filesystem::create_directory(dir / "adapter");
+  expect_refused([&] { read_adapter_config(dir.str()); }, ExitCode::bad_file,
+                 {"adapter_config.json: no such file; check the path"});
+  write_bytes(dir / "adapter/adapter_config.json", "{}");
+  expect_refused(
+      [&] { read_adapter_config(dir.str()); }, ExitCode::bad_file,
+      {"adapter_config.json: no such file", "; name the adapter itself: " + (dir / "adapter")});
   write_bytes(dir / "adapter_config.json", "{\"r\":1,\"r\":2}");
   expect_refused([&] { read_adapter_config(dir.str()); }, ExitCode::bad_file,
                  {"\"r\" found twice"});

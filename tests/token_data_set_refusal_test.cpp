@@ -191,7 +191,8 @@ std::vector<Bad> bad_files() {
   summed.fletcher32 = true;
   return {
       {"empty", "", "HDF5", [](auto& path) { write_bytes(path, ""); }},
-      {"text", "", "HDF5", [](auto& path) { write_bytes(path, std::string(5000, 'x')); }},
+      {"text", "", "make it from JSON lines with tools/prepare",
+       [](auto& path) { write_bytes(path, std::string(5000, 'x')); }},
       {"truncated", "", "HDF5",
        [](auto& path) {
          test::write_token_data_set(path, small_token_data_set());

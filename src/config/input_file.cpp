@@ -259,6 +259,13 @@ std::vector<Setting> read_overrides(const std::vector<Override>& overrides, Prob
   return settings;
 }
 
+// "owner/model", as Hugging Face names a model; nothing is downloaded here.
+bool is_hub_name(const std::string& text) {
+  const size_t slash = text.find('/');
+  return slash != text.npos && slash == text.rfind('/') && slash > 0 && slash + 1 < text.size() &&
+         text[0] != '.' && text[0] != '~';
+}
+
 // Checks of what came out, after all that was written is assigned.
 void check_result(const Config& config, const std::string& file,
                   const std::map<std::string_view, Place>& places, Problems& problems) {
@@ -280,12 +287,16 @@ void check_result(const Config& config, const std::string& file,
     struct stat status;
     if (!name.empty() && stat(name.c_str(), &status) != 0) {
       const bool missing = errno == ENOENT || errno == ENOTDIR;
+      const std::string what =
+          missing ? "does not exist" : fmt::format("cannot be used ({})", std::strerror(errno));
+      const bool hub = missing && key.name == "model.path" && is_hub_name(name);
       problems.add(
           place->second,
-          fmt::format("{} {}; give an existing path, absolute or from the working directory",
-                      quoted(shown(name)),
-                      missing ? "does not exist"
-                              : fmt::format("cannot be used ({})", std::strerror(errno))));
+          fmt::format("{} {}; give an existing path, absolute or from the working directory{}",
+                      quoted(shown(name)), what,
+                      hub ? "; a model of the hub: download it first (huggingface-cli download) "
+                            "and give the directory"
+                          : ""));
     }
   }
   for (const Exclusive& pair : exclusive_keys()) {

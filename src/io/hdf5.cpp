@@ -73,7 +73,7 @@ Hdf5Reader::Hdf5Reader(const std::string& path) : path_(path) {
   file_ = Hdf5Handle(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.id()), H5Fclose);
   if (!file_.valid())
     fail(ExitCode::bad_file, path, fmt::format("not a readable HDF5 file ({})", hdf5_reason()),
-         "it is damaged, incomplete or something else: make it again");
+         "it is damaged, incomplete or something else: make it from JSON lines with tools/prepare");
 }
 
 void Hdf5Reader::refuse(const std::string& object, const std::string& what,

@@ -111,6 +111,11 @@ AdapterConfig read_adapter_config(const std::string& dir) {
          "check the path of the adapter");
   }
   const std::string path = config_path(dir);
+  const std::string inner = (fs::path(dir) / "adapter").string();
+  if (!fs::exists(path, error) && fs::exists(config_path(inner), error)) {
+    fail(ExitCode::bad_file, path, "no such file, but a run directory with an adapter/ found",
+         fmt::format("name the adapter itself: {}", inner));
+  }
   const Json json = parse_json(read_text_file(path, kMaxConfigBytes, ExitCode::bad_file), path);
   const JsonObjectReader config(json, path);
   if (config.string("peft_type") != "LORA") refuse_option(config, "peft_type");
