@@ -7,7 +7,7 @@ namespace {
 [[noreturn]] void fail_without_cuda() {
   fail(ExitCode::usage, "run.backend",
        "\"cuda\" is not in this version of the binary: it was built without CUDA",
-       "set run.backend = \"cpu\", or build it again where nvcc is found (make cuda)");
+       "set run.backend = \"cpu\", or build it again where nvcc is found (make PRESET=cuda)");
 }
 
 }  // namespace
