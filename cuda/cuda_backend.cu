@@ -7,12 +7,14 @@
 #include <algorithm>
 
 #include "backend.h"
+#include "cuda_backend.h"
 #include "cuda_check.h"
 #include "gpu.h"
 #include "handle.h"
 #include "linear.h"
 #include "matmul.h"
 #include "ops.h"
+#include "readback.h"
 #include "upload_ring.h"
 
 namespace utrain {
@@ -52,7 +54,9 @@ class CudaBackend : public Backend {
         stream_(owned_stream_.get()),
         workspace_(cuda::make_device_memory(cuda::Blas::kWorkspaceBytes)),
         blas_(stream_, workspace_.get()),
-        uploads_(stream_) {}
+        uploads_(stream_),
+        small_downloads_(stream_),
+        moments_(stream_) {}
   ~CudaBackend() override { cudaStreamSynchronize(stream_); }
 
   std::string name() const override { return "cuda"; }
@@ -76,6 +80,14 @@ class CudaBackend : public Backend {
       CUDA_CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_));
     CUDA_CHECK(cudaStreamSynchronize(stream_));
   }
+  int64_t download_begin(const void* device, int64_t bytes) override {
+    return small_downloads_.begin(device, bytes);
+  }
+  void download_end(void* host, int64_t ticket) override { small_downloads_.end(host, ticket); }
+  int64_t moment() override { return moments_.record(); }
+  double seconds(int64_t from, int64_t to) override { return moments_.seconds(from, to); }
+  bool is_asynchronous() const override { return true; }
+  cudaStream_t stream() const { return stream_; }
   void zero(const Tensor& x) override {
     if (x.n_elem() == 0) return;
     const int64_t size = size_of(x.dtype);
@@ -190,10 +202,18 @@ class CudaBackend : public Backend {
   cuda::Blas blas_;
   TargetRows target_rows_;
   cuda::UploadRing uploads_;
+  cuda::SmallDownloads small_downloads_;
+  cuda::Moments moments_;
   std::vector<cuda::DeviceMemory> memory_;
 };
 
 }  // namespace
+
+cudaStream_t cuda::stream_of(const Backend& backend) {
+  const auto* of_a_gpu = dynamic_cast<const CudaBackend*>(&backend);
+  ASSERT(of_a_gpu != nullptr);
+  return of_a_gpu->stream();
+}
 
 std::unique_ptr<Backend> make_cuda_backend(DType dtype, int device) {
   if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16) {

@@ -3,7 +3,7 @@
 //   One warp a block, in double and in a fixed order.
 // clip: norm = sqrt(sum of block_sums), grad_scale = min(1, max_grad_norm / (norm + 1e-6))
 //   Pascanu et al. 2013, arXiv:1211.5063; the 1e-6 is torch's clip_grad_norm_
-//   state [1, 4] float64, indexed by StepState. The blocks are added in an order that depends on
+//   state [1, 5] float64, indexed by StepState. The blocks are added in an order that depends on
 //   their number alone, never on who computed them.   CPU twin and oracle: src/cpu/grad_norm.h
 #include "cuda_check.h"
 #include "ops.h"
@@ -56,6 +56,7 @@ __global__ void __launch_bounds__(kClipThreads)
   const double norm = sqrt(sum);
   const bool finite = isfinite(norm) && isfinite(*loss);
   const double scale = max_grad_norm / (norm + 1e-6);
+  at(state, StepState::loss) = *loss;
   at(state, StepState::grad_norm) = norm;
   at(state, StepState::grad_scale) = max_grad_norm > 0.0 && scale < 1.0 ? scale : 1.0;
   at(state, StepState::is_finite) = finite ? 1.0 : 0.0;

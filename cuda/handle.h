@@ -42,6 +42,13 @@ inline Event make_event() {
   return Event(event);
 }
 
+// An event that knows when it happened.
+inline Event make_timing_event() {
+  cudaEvent_t event = nullptr;
+  CUDA_CHECK(cudaEventCreate(&event));
+  return Event(event);
+}
+
 // Host memory that the GPU reads and writes by itself.
 inline PinnedMemory make_pinned(int64_t bytes) {
   void* memory = nullptr;

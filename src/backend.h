@@ -79,15 +79,16 @@ struct AdamW {
   double lr = 0.0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.0;
 };
 
-// What clip() found out about a step, [1, 4] float64 on the device: the update reads it there, so
+// What clip() found out about a step, [1, 5] float64 on the device: the update reads it there, so
 // no step waits for the host.
 enum class StepState {
+  loss,  // sum of the cross entropy
   grad_norm,
   grad_scale,
   is_finite /* 1 or 0 */,
   n_updates /* Adam's own counter */
 };
-inline constexpr int64_t kStepStates = 4;
+inline constexpr int64_t kStepStates = 5;
 
 class Backend {
  public:
@@ -103,7 +104,20 @@ class Backend {
   virtual void* allocate(int64_t bytes) = 0;  // 256-byte aligned
   virtual void upload(void* device, const void* host, int64_t bytes) = 0;
   virtual void download(void* host, const void* device,
-                        int64_t bytes) = 0;                    // waits for what was launched before
+                        int64_t bytes) = 0;  // waits for what was launched before
+  // A small download in the order of the calls that is waited for later, and alone: begin returns
+  // its ticket, end copies what was there then. The newest kSmallInFlight can be asked for.
+  static constexpr int64_t kSmallDownload = 256;  // bytes at most
+  static constexpr int64_t kSmallInFlight = 64;
+  virtual int64_t download_begin(const void* device, int64_t bytes) = 0;
+  virtual void download_end(void* host, int64_t ticket) = 0;
+  // A point in the order of the calls, and the seconds between two of them; waits for `to`. The
+  // newest kMoments can be asked for.
+  static constexpr int64_t kMoments = 4096;
+  virtual int64_t moment() = 0;
+  virtual double seconds(int64_t from, int64_t to) = 0;
+  // Whether calls return before their work is done.
+  virtual bool is_asynchronous() const { return false; }
   virtual void zero(const Tensor& x) = 0;                      // x = 0
   virtual void convert(const Tensor& y, const Tensor& x) = 0;  // y = x in y's dtype, same shape
 

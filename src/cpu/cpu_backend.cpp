@@ -2,6 +2,8 @@
 // complex<double> are the oracles. Every function hands over to the file of its operation, where
 // shapes are checked; dtypes are checked where a Tensor becomes a View. Memory from allocate is
 // host memory, 256-byte aligned, not zeroed, and freed when the backend ends.
+#include <array>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -76,6 +78,28 @@ class CpuBackend : public Backend {
   }
   void download(void* host, const void* device, int64_t bytes) override {
     if (bytes > 0) std::memcpy(host, device, bytes);
+  }
+  int64_t download_begin(const void* device, int64_t bytes) override {
+    ASSERT(bytes <= kSmallDownload);
+    Small& small = small_downloads_[static_cast<size_t>(++n_small_ % kSmallInFlight)];
+    small.bytes = bytes;
+    std::memcpy(small.data.data(), device, static_cast<size_t>(bytes));
+    return n_small_;
+  }
+  void download_end(void* host, int64_t ticket) override {
+    ASSERT(ticket > n_small_ - kSmallInFlight && ticket <= n_small_);
+    const Small& small = small_downloads_[static_cast<size_t>(ticket % kSmallInFlight)];
+    std::memcpy(host, small.data.data(), static_cast<size_t>(small.bytes));
+  }
+  int64_t moment() override {
+    moments_[static_cast<size_t>(++n_moments_ % kMoments)] = std::chrono::steady_clock::now();
+    return n_moments_;
+  }
+  double seconds(int64_t from, int64_t to) override {
+    ASSERT(from > n_moments_ - kMoments && from <= to && to <= n_moments_);
+    return std::chrono::duration<double>(moments_[static_cast<size_t>(to % kMoments)] -
+                                         moments_[static_cast<size_t>(from % kMoments)])
+        .count();
   }
   void zero(const Tensor& x) override {
     for (int64_t n = 0; n < x.rows; ++n) {
@@ -168,7 +192,15 @@ class CpuBackend : public Backend {
   }
 
  private:
+  struct Small {
+    std::array<std::byte, kSmallDownload> data;
+    int64_t bytes = 0;
+  };
+
   std::vector<std::unique_ptr<void, Free>> memory_;
+  std::array<Small, kSmallInFlight> small_downloads_;
+  std::array<std::chrono::steady_clock::time_point, kMoments> moments_;
+  int64_t n_small_ = 0, n_moments_ = 0;
 };
 
 }  // namespace

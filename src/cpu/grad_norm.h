@@ -4,7 +4,7 @@
 //   out. Accumulates in double.
 // clip: norm = sqrt(sum of block_sums), grad_scale = min(1, max_grad_norm / (norm + 1e-6))
 //   Pascanu et al. 2013, arXiv:1211.5063; the 1e-6 is torch's clip_grad_norm_
-//   state [1, 4] double, indexed by StepState
+//   state [1, 5] double, indexed by StepState
 #pragma once
 
 #include <algorithm>
@@ -43,6 +43,7 @@ void clip(View<double> state, View<T> loss, View<T> block_sums, double max_grad_
   const double norm = std::sqrt(sum);
   const bool is_finite = std::isfinite(norm) && std::isfinite(real_of(loss.data[0]));
   const auto at = [&](StepState i) -> double& { return state.data[static_cast<int>(i)]; };
+  at(StepState::loss) = real_of(loss.data[0]);
   at(StepState::grad_norm) = norm;
   at(StepState::grad_scale) =
       max_grad_norm > 0.0 ? std::min(1.0, max_grad_norm / (norm + 1e-6)) : 1.0;
