@@ -1,4 +1,4 @@
-// The stream on which a CUDA backend works, for what must be ordered with it.
+// What the rest of cuda/ asks of the CUDA backend.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,6 +7,7 @@
 
 namespace utrain::cuda {
 
-cudaStream_t stream_of(const Backend& backend);  // of make_cuda_backend
+// The stream of all its operations; backend is one of make_cuda_backend.
+cudaStream_t stream_of(const Backend& backend);
 
 }  // namespace utrain::cuda

@@ -26,6 +26,12 @@ class Collectives {
   virtual int size() const = 0;
 
   virtual void all_reduce_sum(const Tensor& x) = 0;  // x = sum over ranks, in place
+  // The same as two calls, so that the backend may compute in between. What the backend was told
+  // before begin is done to x first; nobody touches x until finish(), and what the backend is told
+  // after that sees the sums of all that was begun. Calls begun are numbered and done in the order
+  // of their beginning; other collectives may stand between begin and finish and keep their place.
+  virtual void begin_all_reduce_sum(const Tensor& x) { all_reduce_sum(x); }
+  virtual void finish() {}
   // shard [1, own slice] = that slice of the sum over ranks of x [1, n]. x is kept; shard may be
   // that slice of x.
   virtual void reduce_scatter_sum(const Tensor& shard, const Tensor& x) = 0;
@@ -36,7 +42,8 @@ class Collectives {
   virtual int64_t all_reduce_max(int64_t x) = 0;
   virtual void barrier() = 0;
 
-  int64_t number() const { return number_; }  // calls begun so far
+  int64_t number() const { return number_; }           // calls begun so far
+  virtual int64_t reserve_bytes() const { return 0; }  // device memory it holds from its start
 
   // First element of a rank's slice of n elements; the slice ends where that of rank + 1 begins.
   // Slices are whole blocks, but for the last block of n, and differ by at most one block.
