@@ -1,9 +1,8 @@
 // Which GPUs there are, and whether one can be used: backend.h's visible_gpus, gpu_free_bytes,
 // cuda_versions, and open_gpu. CUDA_VISIBLE_DEVICES is the driver's affair: a device is an index
 // into what it leaves.
-#include <nccl.h>
-
 #include "backend.h"
+#include "comm/nccl_collectives.h"
 #include "cuda_check.h"
 #include "gpu.h"
 
@@ -101,7 +100,7 @@ std::vector<GpuInfo> visible_gpus() {
     gpus[i] = {properties.name, uuid_of(properties.uuid),
                static_cast<int64_t>(properties.totalGlobalMem),
                properties.major * 10 + properties.minor,
-               fmt::format("CUDA {}", cuda_version(driver_version()))};
+               cuda_version(driver_version())};
   }
   return gpus;
 }
@@ -120,10 +119,11 @@ bool cuda_is_built() {
 std::string cuda_versions() {
   const int driver = driver_version();
   const size_t blas = cublasLtGetVersion();
-  return fmt::format("{}, driver {}, cuBLASLt {}.{}.{}, NCCL {}.{}.{}",
-                     cuda_version(CUDART_VERSION),
+  int runtime = 0;
+  CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
+  return fmt::format("{}, driver {}, cuBLASLt {}.{}.{}, NCCL {}", cuda_version(runtime),
                      driver == 0 ? "none" : "CUDA " + cuda_version(driver), blas / 10000,
-                     blas / 100 % 100, blas % 100, NCCL_MAJOR, NCCL_MINOR, NCCL_PATCH);
+                     blas / 100 % 100, blas % 100, nccl_version());
 }
 
 }  // namespace utrain

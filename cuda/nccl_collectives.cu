@@ -1,0 +1,311 @@
+// Ordered sums over NCCL: every rank owns one slice, receives it from all others, adds in rank
+// order, and gives the sum to all. ncclAllReduce chooses an order by algorithm and size, so it
+// cannot keep the order promise of comm/collectives.h.
+//   All of it runs on a stream of its own. Two events tie it to the backend's stream: what was told
+// before a call comes before it, what is told after finish() comes after. The host waits in scalar
+// calls alone. Sums go in windows, so that what was received fits into the scratch memory.
+#include <algorithm>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "backend.h"
+#include "comm/nccl_collectives.h"
+#include "cuda_backend.h"
+#include "cuda_check.h"
+#include "handle.h"
+#include "nccl_communicator.h"
+#include "rank_sum.h"
+
+namespace utrain {
+namespace {
+
+constexpr int64_t kPartAlignment = 256;
+constexpr int64_t kScalarBytes = 8;
+
+// x as a flat view of its n elements.
+Tensor flat(const Tensor& x, int64_t n) {
+  ASSERT(x.n_elem() == n && x.contiguous() && (n == 0 || x.data != nullptr));
+  return make_tensor(x.data, x.dtype, 1, n);
+}
+
+// Before the backend's kernels in the queue of the GPU: what waits for a sum waits for all ranks.
+cuda::Stream make_urgent_stream() {
+  int least = 0, greatest = 0;
+  cudaStream_t stream = nullptr;
+  CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest));
+  return cuda::Stream(stream);
+}
+
+int64_t free_bytes() {
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(free);
+}
+
+class NcclCollectives : public Collectives {
+ public:
+  NcclCollectives(const ncclUniqueId& id, int rank, int size, Backend& backend,
+                  const NcclOptions& options)
+      : rank_(rank),
+        size_(size),
+        backend_stream_(cuda::stream_of(backend)),
+        free_at_start_(free_bytes()),
+        stream_(make_urgent_stream()),
+        backend_reached_(cuda::make_event()),
+        sums_done_(cuda::make_event()),
+        part_bytes_(bytes_of_part(options.scratch_bytes, size)),
+        scratch_(cuda::make_device_memory(part_bytes_ * (size - 1))),
+        scalars_(cuda::make_device_memory(kScalarBytes * size)),
+        host_scalars_(cuda::make_pinned(kScalarBytes * size)),
+        comm_(id, rank, size, options.timeout_s) {
+    take_memory();
+    reserve_bytes_ = std::max(part_bytes_ * (size - 1), free_at_start_ - free_bytes());
+  }
+
+  ~NcclCollectives() override {
+    if (!comm_.failed()) cudaStreamSynchronize(stream_.get());
+  }
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  int64_t reserve_bytes() const override { return reserve_bytes_; }
+
+  void begin_all_reduce_sum(const Tensor& x) override {
+    ++number_;
+    const int64_t n = x.n_elem();
+    const Tensor whole = flat(x, n);
+    if (size_ == 1 || n == 0) return;
+    follow_backend();
+    const Tensor own = whole.columns(slice_begin(n, rank_, size_), slice_size(n, rank_, size_));
+    sum_slice(own, whole);
+    gather_slices(whole, own);
+  }
+
+  void finish() override {
+    if (!under_way_) return;
+    CUDA_CHECK(cudaEventRecord(sums_done_.get(), stream_.get()));
+    CUDA_CHECK(cudaStreamWaitEvent(backend_stream_, sums_done_.get()));
+    under_way_ = false;
+  }
+
+  void all_reduce_sum(const Tensor& x) override {
+    begin_all_reduce_sum(x);
+    finish();
+  }
+
+  void reduce_scatter_sum(const Tensor& shard, const Tensor& x) override {
+    ++number_;
+    const int64_t n = x.n_elem();
+    follow_backend();
+    sum_slice(flat(shard, slice_size(n, rank_, size_)), flat(x, n));
+    finish();
+  }
+
+  void all_gather(const Tensor& whole, const Tensor& shard) override {
+    ++number_;
+    const int64_t n = whole.n_elem();
+    follow_backend();
+    gather_slices(flat(whole, n), flat(shard, slice_size(n, rank_, size_)));
+    finish();
+  }
+
+  void broadcast(const Tensor& x, int root) override {
+    ++number_;
+    ASSERT(root >= 0 && root < size_);
+    const Tensor whole = flat(x, x.n_elem());
+    if (whole.cols == 0) return;
+    follow_backend();
+    broadcast_bytes(whole.data, whole.cols * size_of(x.dtype), root);
+    finish();
+  }
+
+  double all_reduce_sum(double x) override {
+    ++number_;
+    const std::vector<double> values = gather_scalars(x);
+    double sum = values[0];
+    for (size_t r = 1; r < values.size(); ++r) sum += values[r];
+    return sum;
+  }
+
+  int64_t all_reduce_max(int64_t x) override {
+    ++number_;
+    const std::vector<int64_t> values = gather_scalars(x);
+    return *std::max_element(values.begin(), values.end());
+  }
+
+  void barrier() override {
+    ++number_;
+    gather_scalars(int64_t{0});
+  }
+
+ private:
+  // Scratch for the part of each other rank.
+  static int64_t bytes_of_part(int64_t scratch_bytes, int size) {
+    const int64_t bytes = scratch_bytes / std::max(1, size - 1);
+    return std::max(kPartAlignment, bytes / kPartAlignment * kPartAlignment);
+  }
+
+  // NCCL takes the memory of a connection or an algorithm when it is first used: now, not in a
+  // step.
+  void take_memory() {
+    const int64_t n = size_ * kBlock, bytes = n * size_of(DType::f32);
+    const cuda::DeviceMemory probe = cuda::make_device_memory(bytes);
+    CUDA_CHECK(cudaMemsetAsync(probe.get(), 0, bytes, stream_.get()));
+    const Tensor whole = make_tensor(probe.get(), DType::f32, 1, n);
+    const Tensor own = whole.columns(slice_begin(n, rank_, size_), kBlock);
+    sum_slice(own, whole);
+    send_slices(whole, own);
+    if (size_ > 1) {
+      const int64_t share = part_bytes_ * (size_ - 1) / size_ / kPartAlignment * kPartAlignment;
+      gather_bytes(scratch_.get(), part_of(0) + rank_ * share, share);
+      broadcast_bytes(scratch_.get(), share, 0);
+    }
+    gather_scalars(int64_t{0});
+  }
+
+  void follow_backend() {
+    CUDA_CHECK(cudaEventRecord(backend_reached_.get(), backend_stream_));
+    CUDA_CHECK(cudaStreamWaitEvent(stream_.get(), backend_reached_.get()));
+    under_way_ = true;
+  }
+
+  void sum_slice(const Tensor& shard, const Tensor& x) {
+    ASSERT(shard.dtype == x.dtype);
+    if (x.dtype == DType::f32) return sum_slice(shard.as<float>(), x.as<float>(), x.cols);
+    if (x.dtype == DType::f64) return sum_slice(shard.as<double>(), x.as<double>(), x.cols);
+    ASSERT(!"sums over ranks are taken in float32 or float64");
+  }
+
+  // Every rank gets its slice from all others, window by window, and adds. In place is safe: a rank
+  // writes its own slice only, and never sends that.
+  template <class T>
+  void sum_slice(T* shard, const T* x, int64_t n) {
+    const int64_t window_elems = part_bytes_ / static_cast<int64_t>(sizeof(T));
+    const T* slice = x + slice_begin(n, rank_, size_);
+    for (int64_t begin = 0; begin < longest_slice(n); begin += window_elems) {
+      // Elements of a rank's slice that lie in this window: 0 where the slice is shorter.
+      const auto in_window = [&](int r) {
+        return std::clamp<int64_t>(slice_size(n, r, size_) - begin, 0, window_elems);
+      };
+      const int64_t own = in_window(rank_);
+      NCCL_CHECK(ncclGroupStart());
+      for (int i = 1; i < size_; ++i) {
+        const int to = (rank_ + i) % size_, from = (rank_ + size_ - i) % size_;
+        send(x + slice_begin(n, to, size_) + begin, in_window(to) * sizeof(T), to);
+        receive(part_of(from < rank_ ? from : from - 1), own * sizeof(T), from);
+      }
+      NCCL_CHECK(ncclGroupEnd());
+      const cuda::RankParts<T> parts{slice + begin, reinterpret_cast<const T*>(scratch_.get()),
+                                     window_elems, rank_, size_};
+      cuda::sum_in_rank_order(shard + begin, parts, own, stream_.get());
+    }
+  }
+
+  // The slices of all ranks into place; NCCL's own way where they are equal.
+  void gather_slices(const Tensor& whole, const Tensor& shard) {
+    ASSERT(shard.dtype == whole.dtype);
+    const int64_t n = whole.cols;
+    if (n == 0) return;
+    if (n % (size_ * kBlock) == 0)
+      gather_bytes(whole.data, shard.data, shard.cols * size_of(shard.dtype));
+    else
+      send_slices(whole, shard);
+  }
+
+  void send_slices(const Tensor& whole, const Tensor& shard) {
+    const int64_t n = whole.cols, size = size_of(whole.dtype);
+    auto* to = static_cast<std::byte*>(whole.data);
+    std::byte* own = to + slice_begin(n, rank_, size_) * size;
+    if (shard.cols > 0 && own != shard.data) {
+      CUDA_CHECK(cudaMemcpyAsync(own, shard.data, shard.cols * size, cudaMemcpyDeviceToDevice,
+                                 stream_.get()));
+    }
+    NCCL_CHECK(ncclGroupStart());
+    for (int i = 1; i < size_; ++i) {
+      const int next = (rank_ + i) % size_, from = (rank_ + size_ - i) % size_;
+      send(shard.data, shard.cols * size, next);
+      receive(to + slice_begin(n, from, size_) * size, slice_size(n, from, size_) * size, from);
+    }
+    NCCL_CHECK(ncclGroupEnd());
+  }
+
+  void send(const void* data, int64_t bytes, int to) {
+    if (bytes > 0) NCCL_CHECK(ncclSend(data, bytes, ncclUint8, to, comm_.get(), stream_.get()));
+  }
+  void receive(void* data, int64_t bytes, int from) {
+    if (bytes > 0) NCCL_CHECK(ncclRecv(data, bytes, ncclUint8, from, comm_.get(), stream_.get()));
+  }
+  // all [size * bytes] = what each rank gave; data may stand in its place there.
+  void gather_bytes(void* all, const void* data, int64_t bytes) {
+    NCCL_CHECK(ncclAllGather(data, all, bytes, ncclUint8, comm_.get(), stream_.get()));
+  }
+  void broadcast_bytes(void* data, int64_t bytes, int root) {
+    NCCL_CHECK(ncclBroadcast(data, data, bytes, ncclUint8, root, comm_.get(), stream_.get()));
+  }
+
+  // [size] the host's values of all ranks; the host waits, the backend's stream does not.
+  template <class T>
+  std::vector<T> gather_scalars(T x) {
+    static_assert(sizeof(T) == kScalarBytes);
+    auto* device = static_cast<std::byte*>(scalars_.get());
+    std::byte* own = device + rank_ * kScalarBytes;
+    std::memcpy(host_scalars_.get(), &x, sizeof(T));
+    CUDA_CHECK(cudaMemcpyAsync(own, host_scalars_.get(), kScalarBytes, cudaMemcpyHostToDevice,
+                               stream_.get()));
+    gather_bytes(device, own, kScalarBytes);
+    std::vector<T> values(static_cast<size_t>(size_));
+    CUDA_CHECK(cudaMemcpyAsync(host_scalars_.get(), device, kScalarBytes * size_,
+                               cudaMemcpyDeviceToHost, stream_.get()));
+    wait();
+    std::memcpy(values.data(), host_scalars_.get(), values.size() * sizeof(T));
+    return values;
+  }
+
+  // Until the stream is empty; not for ever where NCCL finds out that a rank is lost.
+  void wait() {
+    for (;;) {
+      const cudaError_t status = cudaStreamQuery(stream_.get());
+      if (status == cudaSuccess) return;
+      if (status != cudaErrorNotReady) CUDA_CHECK(status);
+      cudaGetLastError();  // "not ready" is no failure of the next launch
+      comm_.check();
+      std::this_thread::yield();
+    }
+  }
+
+  std::byte* part_of(int i) const {
+    return static_cast<std::byte*>(scratch_.get()) + i * part_bytes_;
+  }
+  int64_t longest_slice(int64_t n) const {
+    int64_t longest = 0;
+    for (int r = 0; r < size_; ++r) longest = std::max(longest, slice_size(n, r, size_));
+    return longest;
+  }
+
+  int rank_, size_;
+  cudaStream_t backend_stream_;
+  int64_t free_at_start_;
+  cuda::Stream stream_;
+  cuda::Event backend_reached_, sums_done_;
+  int64_t part_bytes_;
+  cuda::DeviceMemory scratch_;  // [size - 1] parts received from the others
+  cuda::DeviceMemory scalars_;  // [size]
+  cuda::PinnedMemory host_scalars_;
+  cuda::NcclCommunicator comm_;  // goes first
+  bool under_way_ = false;
+  int64_t reserve_bytes_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Collectives> make_nccl_collectives(const std::string& unique_id, int rank, int size,
+                                                   Backend& backend, const NcclOptions& options) {
+  ncclUniqueId id;
+  ASSERT(unique_id.size() == sizeof id.internal && rank >= 0 && rank < size);
+  std::memcpy(id.internal, unique_id.data(), sizeof id.internal);
+  return std::make_unique<NcclCollectives>(id, rank, size, backend, options);
+}
+
+}  // namespace utrain

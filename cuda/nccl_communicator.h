@@ -1,0 +1,32 @@
+// A communicator of NCCL that ends with its owner, and NCCL_CHECK(call): a failure becomes
+// Error(internal) with the name of the call and NCCL's reason. Calls on it are blocking in NCCL's
+// sense (they return when the work is queued); another thread may abort it.
+#pragma once
+
+#include <nccl.h>
+
+#include "cuda_check.h"
+
+namespace utrain::cuda {
+
+void check_call(ncclResult_t status, const CallSite& site);
+
+class NcclCommunicator {
+ public:
+  // Collective; on the current GPU. An error where not all ranks came within timeout_s.
+  NcclCommunicator(const ncclUniqueId& id, int rank, int size, int timeout_s);
+  ~NcclCommunicator();
+  NcclCommunicator(const NcclCommunicator&) = delete;
+  NcclCommunicator& operator=(const NcclCommunicator&) = delete;
+
+  ncclComm_t get() const { return comm_; }
+  bool failed() const;  // or an exception is on its way: do not wait for the other ranks
+  void check() const;   // an error where NCCL found out that something under way has failed
+
+ private:
+  ncclComm_t comm_;
+};
+
+}  // namespace utrain::cuda
+
+#define NCCL_CHECK(call) UTRAIN_CHECK_CALL(call)
