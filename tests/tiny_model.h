@@ -45,7 +45,13 @@ inline LoraOptions all_projections(int64_t r) {
 // matters.
 class TinyWeights : public WeightSource {
  public:
-  void read(const std::string& name, int64_t first, int64_t n, float* out) const override {
+  void read(const std::string& name, int64_t first, int64_t n, DType dtype,
+            void* out) const override {
+    std::vector<float> values(static_cast<size_t>(n));
+    read(name, first, n, values.data());
+    from_float(dtype, values.data(), n, out);
+  }
+  void read(const std::string& name, int64_t first, int64_t n, float* out) const {
     const uint64_t key = mix(std::hash<std::string>{}(name));
     for (int64_t i = 0; i < n; ++i) {
       const float u =

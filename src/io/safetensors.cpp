@@ -1,6 +1,8 @@
 #include "io/safetensors.h"
 
 #include <fmt/format.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -8,6 +10,7 @@
 #include <cstring>
 #include <optional>
 
+#include "core/convert.h"
 #include "io/json.h"
 
 namespace utrain {
@@ -306,6 +309,17 @@ void convert_elements(const StoredTensor& tensor, int64_t first, int64_t n, Out*
   }
 }
 
+bool is_stored_as(const StoredTensor& tensor, DType dtype) {
+  switch (dtype) {
+    case DType::f32: return tensor.dtype == FileDType::f32;
+    case DType::bf16: return tensor.dtype == FileDType::bf16;
+    case DType::f16: return tensor.dtype == FileDType::f16;
+    case DType::f64: return tensor.dtype == FileDType::f64;
+    case DType::c128: return false;
+  }
+  return false;
+}
+
 }  // namespace
 
 std::string_view name_of(FileDType dtype) {
@@ -340,17 +354,41 @@ const StoredTensor* SafetensorsFile::find(const std::string& name) const {
 }
 
 void read_elements(const StoredTensor& tensor, int64_t first, int64_t n, float* out) {
-  // The common case of float32 into float32 is a copy.
-  if (tensor.dtype == FileDType::f32 && n > 0) {
-    ASSERT(first >= 0 && first <= tensor.n_elem() - n);
-    std::memcpy(out, tensor.data + 4 * first, static_cast<size_t>(4 * n));
-    return;
-  }
+  if (tensor.dtype == FileDType::f32) return read_elements(tensor, first, n, DType::f32, out);
   convert_elements(tensor, first, n, out);
 }
 
 void read_elements(const StoredTensor& tensor, int64_t first, int64_t n, double* out) {
   convert_elements(tensor, first, n, out);
+}
+
+void read_elements(const StoredTensor& tensor, int64_t first, int64_t n, DType dtype, void* out) {
+  ASSERT(first >= 0 && n >= 0 && first <= tensor.n_elem() - n);
+  if (n == 0) return;
+  const int64_t size = size_of(dtype);
+  if (is_stored_as(tensor, dtype)) {
+    std::memcpy(out, tensor.data + size * first, static_cast<size_t>(size * n));
+    return;
+  }
+  if (dtype == DType::f32) return convert_elements(tensor, first, n, static_cast<float*>(out));
+  constexpr int64_t kPiece = 2048;  // elements: float32 on the way that stay in the cache
+  float values[kPiece];
+  for (int64_t done = 0; done < n; done += kPiece) {
+    const int64_t here = std::min(kPiece, n - done);
+    convert_elements(tensor, first + done, here, values);
+    from_float(dtype, values, here, static_cast<char*>(out) + size * done);
+  }
+}
+
+void prefetch_elements(const StoredTensor& tensor, int64_t first, int64_t n) {
+  ASSERT(first >= 0 && n >= 0 && first <= tensor.n_elem() - n);
+  if (n == 0) return;
+  const int64_t size = bits_of(tensor.dtype) / 8;
+  static const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.data + first * size) / page * page;
+  const auto end = reinterpret_cast<uintptr_t>(tensor.data + (first + n) * size);
+  // A hint: where the system does not take it, reading is slower and no less right.
+  (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_WILLNEED);
 }
 
 }  // namespace utrain

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/dtype.h"
 #include "io/file.h"
 
 namespace utrain {
@@ -74,6 +75,11 @@ class SafetensorsFile {
 // exact; from F64 rounded to nearest. is_readable(dtype), and the range lies inside the tensor.
 void read_elements(const StoredTensor& tensor, int64_t first, int64_t n, float* out);
 void read_elements(const StoredTensor& tensor, int64_t first, int64_t n, double* out);
+// The same in any dtype: the stored bytes where that is the tensor's own, else rounded from f32 to
+// nearest even.
+void read_elements(const StoredTensor& tensor, int64_t first, int64_t n, DType dtype, void* out);
+// The system starts to read these elements from the disk, and does not wait for them.
+void prefetch_elements(const StoredTensor& tensor, int64_t first, int64_t n);
 
 // Declare every tensor, then stream their data, then commit(). Tensors may be written in any order
 // and in pieces; the file has them by dtype size (largest first), then name, under metadata

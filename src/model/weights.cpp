@@ -3,12 +3,14 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
+#include <exception>
+#include <functional>
 #include <map>
-#include <numbers>
+#include <utility>
 
 #include "core/convert.h"
+#include "core/normal.h"
 #include "core/random.h"
 #include "io/model_files.h"
 
@@ -111,8 +113,12 @@ class PretrainedWeights : public WeightSource {
     }
     if (architecture.tied_embeddings) check_tied_head(files_, dir, architecture);
   }
-  void read(const std::string& name, int64_t first, int64_t n, float* out) const override {
-    read_elements(*tensors_.at(name), first, n, out);
+  void read(const std::string& name, int64_t first, int64_t n, DType dtype,
+            void* out) const override {
+    read_elements(*tensors_.at(name), first, n, dtype, out);
+  }
+  void prefetch(const std::string& name, int64_t first, int64_t n) const override {
+    prefetch_elements(*tensors_.at(name), first, n);
   }
 
  private:
@@ -123,27 +129,21 @@ class PretrainedWeights : public WeightSource {
 class RandomWeights : public WeightSource {
  public:
   RandomWeights(double stddev, uint64_t seed) : stddev_(static_cast<float>(stddev)), seed_(seed) {}
-  void read(const std::string& name, int64_t first, int64_t n, float* out) const override {
-    if (name.ends_with("norm.weight")) {
-      std::fill_n(out, n, 1.0f);
-    } else if (name.ends_with(".bias")) {
-      std::fill_n(out, n, 0.0f);
-    } else {
-      const uint64_t key = mix(seed_ ^ XXH3_64bits(name.data(), name.size()));
-      for (int64_t i = 0; i < n; ++i) out[i] = stddev_ * normal(key, first + i);
+  void read(const std::string& name, int64_t first, int64_t n, DType dtype,
+            void* out) const override {
+    const bool is_norm = name.ends_with("norm.weight"), is_bias = name.ends_with(".bias");
+    const uint64_t key = mix(seed_ ^ XXH3_64bits(name.data(), name.size()));
+    constexpr int64_t kPiece = 2048;  // elements
+    float values[kPiece];
+    std::fill_n(values, kPiece, is_norm ? 1.0f : 0.0f);
+    for (int64_t done = 0; done < n; done += kPiece) {
+      const int64_t here = std::min(kPiece, n - done);
+      if (!is_norm && !is_bias) fill_normal(key, stddev_, first + done, here, values);
+      from_float(dtype, values, here, static_cast<char*>(out) + done * size_of(dtype));
     }
   }
 
  private:
-  // Box and Muller 1958: one normal number from two uniform ones.
-  static float normal(uint64_t key, int64_t i) {
-    const Philox words =
-        philox(key, static_cast<uint32_t>(i), static_cast<uint32_t>(i >> 32), 0, 1);
-    const float u = 1.0f - uniform(words.x[0]);  // in (0, 1]
-    return std::sqrt(-2.0f * std::log(u)) *
-           std::cos(2.0f * std::numbers::pi_v<float> * uniform(words.x[1]));
-  }
-
   float stddev_;
   uint64_t seed_;
 };
@@ -190,26 +190,119 @@ std::unique_ptr<WeightSource> random_weights(const Architecture& architecture, u
   return std::make_unique<RandomWeights>(architecture.initializer_range, seed);
 }
 
-void fill_image(const ImageLayout& layout, const WeightSource& source, int64_t begin, int64_t end,
-                void* out) {
+namespace {
+
+// Elements [first, first + n) of a part, and where they go.
+struct Work {
+  const ImagePart* part;
+  int64_t first, n;
+  char* out;
+};
+
+// The elements that lie in bytes [begin, end) of an image, in pieces of at most 65,536 that start
+// at a multiple of that in their tensor, or where the range does. Bytes of no part become zero.
+std::vector<Work> work_of(const ImageLayout& layout, int64_t begin, int64_t end, char* out) {
+  constexpr int64_t kPiece = 1 << 16;
   const int64_t size = size_of(layout.dtype);
-  ASSERT(begin % size == 0 && end % size == 0 && begin <= end && end <= layout.bytes);
-  std::memset(out, 0, static_cast<size_t>(end - begin));
-  constexpr int64_t kChunk = 1 << 16;  // elements converted at a time
+  std::vector<Work> work;
+  int64_t covered = begin;
+  const auto zero_up_to = [&](int64_t to) {
+    if (to > covered) std::memset(out + covered - begin, 0, static_cast<size_t>(to - covered));
+  };
   for (const ImagePart& part : layout.parts) {
-    const int64_t first = std::max<int64_t>(0, (begin - part.offset) / size);
+    int64_t first = std::max<int64_t>(0, (begin - part.offset) / size);
     const int64_t last = std::min(part.rows * part.cols, (end - part.offset) / size);
-    const int64_t n_chunks = (last - first + kChunk - 1) / kChunk;
-#pragma omp parallel for schedule(static)
-    for (int64_t c = 0; c < n_chunks; ++c) {
-      const int64_t i = first + c * kChunk;
-      const int64_t n = std::min(kChunk, last - i);
-      std::vector<float> values(static_cast<size_t>(n));
-      source.read(part.name, i, n, values.data());
-      from_float(layout.dtype, values.data(), n,
-                 static_cast<char*>(out) + part.offset + i * size - begin);
+    if (first >= last) continue;
+    zero_up_to(part.offset + first * size);
+    covered = part.offset + last * size;
+    while (first < last) {
+      const int64_t n = std::min(kPiece - first % kPiece, last - first);
+      work.push_back({&part, first, n, out + part.offset + first * size - begin});
+      first += n;
     }
   }
+  zero_up_to(end);
+  return work;
+}
+
+// The first exception of a parallel region, which must not leave it; rethrow() after the region.
+class FirstError {
+ public:
+  void run(const std::function<void()>& f) {
+    try {
+      f();
+    } catch (...) {
+#pragma omp critical(utrain_first_error)
+      if (error_ == nullptr) error_ = std::current_exception();
+    }
+  }
+  void rethrow() const {
+    if (error_ != nullptr) std::rethrow_exception(error_);
+  }
+
+ private:
+  std::exception_ptr error_;
+};
+
+// fill_image, while the calling thread does something else first.
+void fill_image_while(const ImageLayout& layout, const WeightSource& source, int64_t begin,
+                      int64_t end, void* out, const std::function<void()>& other) {
+  const int64_t size = size_of(layout.dtype);
+  ASSERT(begin % size == 0 && end % size == 0 && 0 <= begin && begin <= end && end <= layout.bytes);
+  const std::vector<Work> work = work_of(layout, begin, end, static_cast<char*>(out));
+  for (const Work& w : work) source.prefetch(w.part->name, w.first, w.n);
+  FirstError error;
+#pragma omp parallel
+  {
+#pragma omp master
+    error.run(other);
+#pragma omp for schedule(dynamic)
+    for (size_t i = 0; i < work.size(); ++i) {
+      const Work& w = work[i];
+      error.run([&] { source.read(w.part->name, w.first, w.n, layout.dtype, w.out); });
+    }
+  }
+  error.rethrow();
+}
+
+}  // namespace
+
+void fill_image(const ImageLayout& layout, const WeightSource& source, int64_t begin, int64_t end,
+                void* out) {
+  fill_image_while(layout, source, begin, end, out, [] {});
+}
+
+LayerWeights layer_views(const Architecture& a, int64_t layer, const ImageLayout& layout,
+                         const Tensor& image) {
+  const std::string prefix = layer_prefix(layer);
+  LayerWeights w;
+  w.input_norm = view(layout, image, prefix + "input_layernorm.weight", 1);
+  w.post_attention_norm = view(layout, image, prefix + "post_attention_layernorm.weight", 1);
+  if (a.qk_norm) {
+    w.q_norm = view(layout, image, prefix + "self_attn.q_norm.weight", 1);
+    w.k_norm = view(layout, image, prefix + "self_attn.k_norm.weight", 1);
+  }
+  for (const Group group : kGroups) {
+    const std::vector<Member> members = members_of(group, a);
+    int64_t out = 0;
+    for (const Member& m : members) out += m.out;
+    const std::string first = fmt::format("{}{}", prefix, module_of(members[0].projection));
+    const auto g = static_cast<size_t>(group);
+    w.W[g] = view(layout, image, first + ".weight", out);
+    if (has_bias(group, a)) {
+      w.bias[g] = view(layout, image, first + ".bias", 1);
+      w.bias[g].cols = w.bias[g].ld = out;
+    }
+  }
+  return w;
+}
+
+EndWeights end_views(const Architecture& a, const ImageLayout& layout, const Tensor& image) {
+  EndWeights w;
+  w.embedding = view(layout, image, "model.embed_tokens.weight", a.vocab_size);
+  w.final_norm = view(layout, image, "model.norm.weight", 1);
+  w.head = a.tied_embeddings ? w.embedding : view(layout, image, "lm_head.weight", a.vocab_size);
+  return w;
 }
 
 Weights::Weights(const Architecture& architecture, Backend& backend, Arena& arena)
@@ -224,47 +317,56 @@ Weights::Weights(const Architecture& architecture, Backend& backend, Arena& aren
   declare("embedding, final norm, head", ends_image(architecture, dtype));
 }
 
-Tensor Weights::load_image(const ImageLayout& layout, const WeightSource& source,
-                           Tensor image) const {
-  std::vector<std::byte> bytes(static_cast<size_t>(layout.bytes));
-  fill_image(layout, source, 0, layout.bytes, bytes.data());
-  backend_.upload(image.data, bytes.data(), layout.bytes);
-  return image;
-}
+namespace {
+
+// Images to the device piece by piece: one is filled by all threads while the last is uploaded by
+// the calling one, which is the backend's.
+class ImageUpload {
+ public:
+  ImageUpload(const WeightSource& source, Backend& backend, int64_t largest_image)
+      : source_(source),
+        backend_(backend),
+        piece_bytes_(std::min<int64_t>(largest_image, 32 << 20)),
+        filling_(std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(piece_bytes_))),
+        filled_(std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(piece_bytes_))) {}
+
+  void add(const ImageLayout& layout, const Tensor& image) {
+    for (int64_t begin = 0; begin < layout.bytes; begin += piece_bytes_) {
+      const int64_t end = std::min(begin + piece_bytes_, layout.bytes);
+      fill_image_while(layout, source_, begin, end, filling_.get(), [&] { finish(); });
+      std::swap(filling_, filled_);
+      device_ = static_cast<char*>(image.data) + begin;
+      bytes_ = end - begin;
+    }
+  }
+  void finish() { backend_.upload(device_, filled_.get(), std::exchange(bytes_, 0)); }
+
+ private:
+  const WeightSource& source_;
+  Backend& backend_;
+  int64_t piece_bytes_;
+  std::unique_ptr<std::byte[]> filling_, filled_;
+  char* device_ = nullptr;  // where filled_ goes
+  int64_t bytes_ = 0;       // of filled_ that are not uploaded yet
+};
+
+}  // namespace
 
 void Weights::load(const Arena& arena, const WeightSource& source) {
   const Architecture& a = architecture_;
+  const DType dtype = backend_.dtype();
+  const ImageLayout ends = ends_image(a, dtype);
+  ImageUpload upload(source, backend_, std::max(ends.bytes, layer_image(a, 0, dtype).bytes));
+  layers_.clear();
   for (int64_t l = 0; l < a.n_layers; ++l) {
-    const ImageLayout layout = layer_image(a, l, backend_.dtype());
-    const Tensor image = load_image(layout, source, arena[ids_[static_cast<size_t>(l)]]);
-    const std::string prefix = layer_prefix(l);
-    LayerWeights w;
-    w.input_norm = view(layout, image, prefix + "input_layernorm.weight", 1);
-    w.post_attention_norm = view(layout, image, prefix + "post_attention_layernorm.weight", 1);
-    if (a.qk_norm) {
-      w.q_norm = view(layout, image, prefix + "self_attn.q_norm.weight", 1);
-      w.k_norm = view(layout, image, prefix + "self_attn.k_norm.weight", 1);
-    }
-    for (const Group group : kGroups) {
-      const std::vector<Member> members = members_of(group, a);
-      int64_t out = 0;
-      for (const Member& m : members) out += m.out;
-      const std::string first = fmt::format("{}{}", prefix, module_of(members[0].projection));
-      const auto g = static_cast<size_t>(group);
-      w.W[g] = view(layout, image, first + ".weight", out);
-      if (has_bias(group, a)) {
-        w.bias[g] = view(layout, image, first + ".bias", 1);
-        w.bias[g].cols = w.bias[g].ld = out;
-      }
-    }
-    layers_.push_back(w);
+    const ImageLayout layout = layer_image(a, l, dtype);
+    const Tensor image = arena[ids_[static_cast<size_t>(l)]];
+    upload.add(layout, image);
+    layers_.push_back(layer_views(a, l, layout, image));
   }
-  const ImageLayout layout = ends_image(a, backend_.dtype());
-  const Tensor image = load_image(layout, source, arena[ids_.back()]);
-  ends_.embedding = view(layout, image, "model.embed_tokens.weight", a.vocab_size);
-  ends_.final_norm = view(layout, image, "model.norm.weight", 1);
-  ends_.head =
-      a.tied_embeddings ? ends_.embedding : view(layout, image, "lm_head.weight", a.vocab_size);
+  upload.add(ends, arena[ids_.back()]);
+  upload.finish();
+  ends_ = end_views(a, ends, arena[ids_.back()]);
 }
 
 }  // namespace utrain

@@ -4,6 +4,7 @@
 // -> views of it as the model's operations take them.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -31,12 +32,15 @@ struct ImageLayout {
 ImageLayout layer_image(const Architecture& architecture, int64_t layer, DType dtype);
 ImageLayout ends_image(const Architecture& architecture, DType dtype);
 
-// Where elements of the base come from.
+// Where elements of the base come from. Several threads read at a time.
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
-  // Elements [first, first + n) of a tensor, as float32.
-  virtual void read(const std::string& name, int64_t first, int64_t n, float* out) const = 0;
+  // out[0, n) = elements [first, first + n) of a tensor in dtype.
+  virtual void read(const std::string& name, int64_t first, int64_t n, DType dtype,
+                    void* out) const = 0;
+  // They will be read soon: a source on a disk starts to fetch them.
+  virtual void prefetch(const std::string& /*name*/, int64_t /*first*/, int64_t /*n*/) const {}
 };
 
 // The files of a Hugging Face directory; names and shapes are checked against the architecture
@@ -47,7 +51,7 @@ std::unique_ptr<WeightSource> open_pretrained(const std::string& model_dir,
 // element).
 std::unique_ptr<WeightSource> random_weights(const Architecture& architecture, uint64_t seed);
 
-// Bytes [begin, end) of the image, to out (host). Padding between parts is zero.
+// Bytes [begin, end) of the image, to out (host), by all threads. Padding between parts is zero.
 void fill_image(const ImageLayout& layout, const WeightSource& source, int64_t begin, int64_t end,
                 void* out);
 
@@ -64,18 +68,23 @@ struct EndWeights {
   Tensor head;        // [V, C]; the embedding where the model ties them
 };
 
+// Views of an image whose bytes lie, or will lie, at image.data.
+LayerWeights layer_views(const Architecture& architecture, int64_t layer, const ImageLayout& layout,
+                         const Tensor& image);
+EndWeights end_views(const Architecture& architecture, const ImageLayout& layout,
+                     const Tensor& image);
+
 // The whole base on every rank.
 class Weights {
  public:
   Weights(const Architecture& architecture, Backend& backend, Arena& arena);
-  void load(const Arena& arena, const WeightSource& source);  // after the arena is placed
+  // After the arena is placed. Not collective. The host holds two pieces of an image at a time.
+  void load(const Arena& arena, const WeightSource& source);
 
   const LayerWeights& layer(int64_t l) const { return layers_.at(static_cast<size_t>(l)); }
   const EndWeights& ends() const { return ends_; }
 
  private:
-  Tensor load_image(const ImageLayout& layout, const WeightSource& source, Tensor image) const;
-
   Architecture architecture_;
   Backend& backend_;
   std::vector<Arena::Id> ids_;  // layers, then the ends
