@@ -1,7 +1,7 @@
 // loss += sum over rows of (log sum_v exp(logit_v) - logit_target), and its gradient in place of
 // the logits; rows gathered in front of it and scattered behind it. The products stand in
 // cuda_backend.cu.
-//   logits [M, V] T, in place = dloss * (softmax - one hot)   row_loss [1, >= M] float32 scratch
+//   logits [M, V] T, in place = dloss * (softmax - one hot)   row_loss [1, >= M] float64 scratch
 //   loss [1, 1] float64 +=   x_rows, dx_rows [M, C] T   rows, targets [M]
 //   Requires each row once in `rows`, and them inside x. A target outside of the vocabulary makes
 //   the loss NaN, so that the fault shows. A block takes a row of logits and reads it twice:
@@ -116,7 +116,7 @@ __device__ void exp_row(const Row<T>& row, float max, float scale) {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    softmax_cross_entropy_kernel(float* row_loss, T* logits, int64_t ld, int V,
+    softmax_cross_entropy_kernel(double* row_loss, T* logits, int64_t ld, int V,
                                  const int32_t* targets, float dloss, bool want_gradient) {
   T* data = logits + blockIdx.x * ld;
   const int32_t target = targets[blockIdx.x];
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kThreads)
   const Running all = reduce_row(row);
   if (threadIdx.x == 0) {
     // The difference first: it is exact where logits are large.
-    row_loss[blockIdx.x] = static_cast<float>(log(static_cast<double>(all.sum)) +
-                                              (static_cast<double>(all.max) - target_logit));
+    row_loss[blockIdx.x] =
+        log(static_cast<double>(all.sum)) + (static_cast<double>(all.max) - target_logit);
   }
   if (!want_gradient) return;
   exp_row(row, all.max, dloss / all.sum);
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    add_loss_kernel(double* loss, const float* row_loss, int64_t M) {
+    add_loss_kernel(double* loss, const double* row_loss, int64_t M) {
   double sum = 0.0;
   for (int64_t m = threadIdx.x; m < M; m += kThreads) sum += row_loss[m];
   sum = block_sum<kThreads>(sum);
@@ -203,7 +203,7 @@ void softmax_cross_entropy(const Tensor& loss, const Tensor& row_loss, const Ten
   ASSERT(loss.n_elem() == 1 && row_loss.rows == 1 && row_loss.cols >= M);
   ASSERT(M <= INT32_MAX && V <= INT32_MAX / 2);
   if (M == 0) return;
-  float* losses = row_loss.as<float>();
+  double* losses = row_loss.as<double>();
   dispatch(logits.dtype, [&](auto t) {
     using T = decltype(t);
     softmax_cross_entropy_kernel<T><<<static_cast<unsigned>(M), kThreads, 0, stream>>>(

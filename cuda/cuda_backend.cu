@@ -2,8 +2,7 @@
 // download() waits.
 //   T is float32, bfloat16 or float16; adapters, gradients and optimizer state are float32, loss
 //   sums float64. Every function hands over to the file of its operation, where shapes are checked.
-//   Besides allocate() it holds, from its start: cuBLASLt's workspace and the rows that
-//   cross_entropy gathers.
+//   Besides allocate() it holds, from its start, cuBLASLt's workspace.
 #include <algorithm>
 
 #include "backend.h"
@@ -19,31 +18,6 @@
 
 namespace utrain {
 namespace {
-
-// Rows of x that have a target, gathered for a chunk of logits, and a loss for each.
-class TargetRows {
- public:
-  static constexpr int64_t kBytes = 32 << 20;
-  static constexpr int64_t kMaxRows = 16384;
-  static constexpr int64_t kAllBytes = kBytes + kMaxRows * 4;
-
-  TargetRows() : memory_(cuda::make_device_memory(kAllBytes)) {}
-
-  // The most rows that a chunk may have.
-  static int64_t max_rows(int64_t cols, DType dtype) {
-    return std::min(kMaxRows, kBytes / (cols * size_of(dtype)));
-  }
-  Tensor rows(int64_t n_rows, int64_t cols, DType dtype) const {
-    ASSERT(n_rows <= max_rows(cols, dtype));
-    return make_tensor(memory_.get(), dtype, n_rows, cols);
-  }
-  Tensor losses(int64_t n_rows) const {
-    return make_tensor(static_cast<char*>(memory_.get()) + kBytes, DType::f32, 1, n_rows);
-  }
-
- private:
-  cuda::DeviceMemory memory_;
-};
 
 class CudaBackend : public Backend {
  public:
@@ -63,9 +37,7 @@ class CudaBackend : public Backend {
   DType dtype() const override { return dtype_; }
   DType trainable_dtype() const override { return DType::f32; }
   DType loss_dtype() const override { return DType::f64; }
-  int64_t reserve_bytes() const override {
-    return cuda::Blas::kWorkspaceBytes + TargetRows::kAllBytes;
-  }
+  int64_t reserve_bytes() const override { return cuda::Blas::kWorkspaceBytes; }
 
   void* allocate(int64_t bytes) override {
     ASSERT(bytes >= 0);
@@ -157,27 +129,25 @@ class CudaBackend : public Backend {
   }
 
   void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& W,
-                     const TokenBatch& batch, double dloss, const Tensor& logits) override {
-    const int64_t M = batch.n_targets, C = x.cols, V = W.rows;
-    ASSERT(x.rows == batch.n_rows && W.cols == C && logits.cols == V &&
-           (M == 0 || logits.rows > 0));
+                     const TokenBatch& batch, double dloss, const LossScratch& scratch) override {
+    const int64_t M = batch.n_targets, C = x.cols, V = W.rows, chunk = scratch.logits.rows;
+    ASSERT(x.rows == batch.n_rows && W.cols == C && scratch.logits.cols == V);
+    ASSERT(M == 0 || (chunk > 0 && scratch.x_rows.rows >= chunk && scratch.x_rows.cols == C));
     ASSERT(dx.empty() || (dx.rows == x.rows && dx.cols == C && dx.dtype == x.dtype));
     const bool want_gradient = !dx.empty();
     if (want_gradient) zero(dx);
-    const int64_t chunk = std::min({logits.rows, M, TargetRows::max_rows(C, x.dtype)});
-    ASSERT(M == 0 || chunk > 0);
     for (int64_t begin = 0; begin < M; begin += chunk) {
       const int64_t n_rows = std::min(chunk, M - begin);
       const int32_t* rows = batch.target_rows + begin;
-      const Tensor x_rows = target_rows_.rows(n_rows, C, x.dtype),
-                   chunk_logits = logits.first_rows(n_rows);
+      const Tensor x_rows = scratch.x_rows.first_rows(n_rows),
+                   logits = scratch.logits.first_rows(n_rows);
       cuda::gather_rows(x_rows, x, rows, stream_);
-      cuda::matmul_nt(blas_, chunk_logits, x_rows, W);
+      cuda::matmul_nt(blas_, logits, x_rows, W);
       // dloss may be small: it scales the product, so that float16 keeps softmax - one hot.
-      cuda::softmax_cross_entropy(loss, target_rows_.losses(n_rows), chunk_logits,
-                                  batch.targets + begin, 1.0, want_gradient, stream_);
+      cuda::softmax_cross_entropy(loss, scratch.losses, logits, batch.targets + begin, 1.0,
+                                  want_gradient, stream_);
       if (!want_gradient) continue;
-      cuda::matmul_nn(blas_, x_rows, chunk_logits, W, static_cast<float>(dloss));
+      cuda::matmul_nn(blas_, x_rows, logits, W, static_cast<float>(dloss));
       cuda::scatter_rows(dx, x_rows, rows, stream_);
     }
   }
@@ -200,7 +170,6 @@ class CudaBackend : public Backend {
   cudaStream_t stream_;
   cuda::DeviceMemory workspace_;
   cuda::Blas blas_;
-  TargetRows target_rows_;
   cuda::UploadRing uploads_;
   cuda::SmallDownloads small_downloads_;
   cuda::Moments moments_;

@@ -50,7 +50,7 @@ void gather_rows(const Tensor& x_rows, const Tensor& x, const int32_t* rows, cud
 void scatter_rows(const Tensor& dx, const Tensor& dx_rows, const int32_t* rows,
                   cudaStream_t stream);
 // loss [1, 1] f64 += sum of (log-sum-exp - logit of the target); logits [M, V] in place = dloss *
-// (softmax - one hot), not where want_gradient is false. row_loss [1, M] f32 scratch.
+// (softmax - one hot), not where want_gradient is false. row_loss [1, M] f64 scratch.
 void softmax_cross_entropy(const Tensor& loss, const Tensor& row_loss, const Tensor& logits,
                            const int32_t* targets, double dloss, bool want_gradient,
                            cudaStream_t stream);

@@ -69,6 +69,13 @@ struct LinearContext {
   Tensor dxa;      // [N, largest adapters * r] T scratch
 };
 
+// Where cross_entropy works, one chunk of target rows at a time: all logits are never held.
+struct LossScratch {
+  Tensor logits;  // [rows of a chunk, V] T
+  Tensor x_rows;  // [rows of a chunk, C] T
+  Tensor losses;  // [1, rows of a chunk] loss_dtype
+};
+
 struct AttentionShape {
   int64_t Hq = 0, Hkv = 0, D = 0;  // Hq % Hkv == 0; query head h reads key head h / (Hq / Hkv)
   double scale = 0.0;              // 1 / sqrt(D)
@@ -113,7 +120,7 @@ class Backend {
   virtual void download_end(void* host, int64_t ticket) = 0;
   // A point in the order of the calls, and the seconds between two of them; waits for `to`. The
   // newest kMoments can be asked for.
-  static constexpr int64_t kMoments = 4096;
+  static constexpr int64_t kMoments = 1 << 16;
   virtual int64_t moment() = 0;
   virtual double seconds(int64_t from, int64_t to) = 0;
   // Whether calls return before their work is done.
@@ -175,9 +182,9 @@ class Backend {
 
   // loss [1, 1] (loss_dtype) += sum over the M targets of the cross entropy of softmax(x[row] W');
   // dx [N, C] = dloss * its gradient, 0 on rows without a target; nothing where dx is empty.
-  // x [N, C], W [V, C]; logits [rows of a chunk, V] T scratch: all logits are never held.
+  // x [N, C], W [V, C].
   virtual void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& W,
-                             const TokenBatch& batch, double dloss, const Tensor& logits) = 0;
+                             const TokenBatch& batch, double dloss, const LossScratch& scratch) = 0;
 
   // block_sums [n / 1024] (loss_dtype) = sums of squares of blocks of 1024 elements of x [1, n], n
   // % 1024 == 0

@@ -25,7 +25,7 @@ void update(DType dtype, State& state, const Matrix& g, const Step& step, const 
   const DType trainable = operands.backend().trainable_dtype();
   const Tensor p = operands.input(state.p, trainable), m = operands.input(state.m, trainable);
   const Tensor v = operands.input(state.v, trainable);
-  const Matrix of_step = row({0.0, step.grad_scale, step.is_finite, step.n_updates});
+  const Matrix of_step = row({0.0, 0.0, step.grad_scale, step.is_finite, step.n_updates});
   operands.backend().adamw_update(p, m, v, operands.input(g, trainable),
                                   operands.input(of_step, DType::f64), options);
   state = {operands.read(p), operands.read(m), operands.read(v)};

@@ -25,9 +25,10 @@ struct Loss {
     Operands operands(dtype);
     const Tensor loss = operands.input(Matrix(1, 1, before), operands.backend().loss_dtype());
     const Tensor dx = with_dx ? operands.output(x.rows, x.cols) : Tensor{};
-    operands.backend().cross_entropy(loss, dx, operands.input(x), operands.input(W),
-                                     operands.batch(documents), dloss,
-                                     operands.output(chunk, W.rows));
+    operands.backend().cross_entropy(
+        loss, dx, operands.input(x), operands.input(W), operands.batch(documents), dloss,
+        {operands.output(chunk, W.rows), operands.output(chunk, x.cols),
+         operands.output(1, chunk, operands.backend().loss_dtype())});
     return {operands.read(loss), with_dx ? operands.read(dx) : Matrix()};
   }
   // dx holds dloss times the gradient: the number that the oracles choose goes in as dloss.

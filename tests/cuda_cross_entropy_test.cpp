@@ -28,9 +28,10 @@ struct Loss {
   Result run(Backing&& operands, bool with_dx, double before = 0.0) const {
     const Tensor loss = operands.input(Matrix(1, 1, before), operands.backend().loss_dtype());
     const Tensor dx = with_dx ? operands.output(x.rows, x.cols) : Tensor{};
-    operands.backend().cross_entropy(loss, dx, operands.input(x), operands.input(W),
-                                     operands.batch(documents), kDloss,
-                                     operands.output(chunk, W.rows));
+    operands.backend().cross_entropy(
+        loss, dx, operands.input(x), operands.input(W), operands.batch(documents), kDloss,
+        {operands.output(chunk, W.rows), operands.output(chunk, x.cols),
+         operands.output(1, chunk, operands.backend().loss_dtype())});
     return {operands.read(loss), with_dx ? operands.read(dx) : Matrix()};
   }
 };

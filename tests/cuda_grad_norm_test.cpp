@@ -52,11 +52,18 @@ TEST(CudaGradNorm, RefusesAPartOfABlock) {
   EXPECT_THROW(block_sums(CudaOperands(DType::f32), Matrix(1, 1023)), Error);
 }
 
+// Columns of the state.
+constexpr auto kLoss = static_cast<int64_t>(StepState::loss),
+               kGradNorm = static_cast<int64_t>(StepState::grad_norm),
+               kGradScale = static_cast<int64_t>(StepState::grad_scale),
+               kIsFinite = static_cast<int64_t>(StepState::is_finite),
+               kNUpdates = static_cast<int64_t>(StepState::n_updates);
+
 // State of a step with these block sums, 3 updates made before.
 template <class Backing>
 Matrix clipped(Backing&& operands, const std::vector<double>& sums, double loss,
                double max_grad_norm) {
-  Matrix state(1, 4), blocks(1, static_cast<int64_t>(sums.size()));
+  Matrix state(1, kStepStates), blocks(1, static_cast<int64_t>(sums.size()));
   state.at(0, static_cast<int>(StepState::n_updates)) = 3.0;
   for (size_t i = 0; i < sums.size(); ++i) blocks.values[i] = sums[i];
   const Tensor x = operands.input(state, DType::f64);
@@ -71,12 +78,13 @@ Matrix clipped(const std::vector<double>& sums, double loss, double max_grad_nor
 TEST(CudaClip, ScalesDownToTheLargestNorm) {
   UTRAIN_NEEDS_GPU();
   const Matrix state = clipped({9.0, 16.0}, 1.0, 2.0);
-  EXPECT_EQ(state.real(0, 0), 5.0);
-  EXPECT_EQ(state.real(0, 1), 2.0 / (5.0 + 1e-6));
-  EXPECT_EQ(state.real(0, 2), 1.0);
-  EXPECT_EQ(state.real(0, 3), 4.0);
-  EXPECT_EQ(clipped({9.0, 16.0}, 1.0, 6.0).real(0, 1), 1.0);
-  EXPECT_EQ(clipped({9.0, 16.0}, 1.0, 0.0).real(0, 1), 1.0);
+  EXPECT_EQ(state.real(0, kLoss), 1.0);
+  EXPECT_EQ(state.real(0, kGradNorm), 5.0);
+  EXPECT_EQ(state.real(0, kGradScale), 2.0 / (5.0 + 1e-6));
+  EXPECT_EQ(state.real(0, kIsFinite), 1.0);
+  EXPECT_EQ(state.real(0, kNUpdates), 4.0);
+  EXPECT_EQ(clipped({9.0, 16.0}, 1.0, 6.0).real(0, kGradScale), 1.0);
+  EXPECT_EQ(clipped({9.0, 16.0}, 1.0, 0.0).real(0, kGradScale), 1.0);
 }
 
 // More than a round of the block's threads; integers, so that any order gives these bits.
@@ -93,8 +101,8 @@ TEST(CudaClip, CountsNoUpdateWhereNumbersAreBad) {
   for (const auto& [sum, loss] :
        {std::pair{nan, 1.0}, {infinity, 1.0}, {1.0, nan}, {1.0, infinity}}) {
     const Matrix state = clipped({1.0, sum}, loss, 1.0);
-    EXPECT_EQ(state.real(0, 2), 0.0);
-    EXPECT_EQ(state.real(0, 3), 3.0);
+    EXPECT_EQ(state.real(0, kIsFinite), 0.0);
+    EXPECT_EQ(state.real(0, kNUpdates), 3.0);
   }
 }
 

@@ -99,19 +99,13 @@ class Run {
   void train() {
     const int64_t every = p_.job->config.eval.every;
     totals_.start_seconds = seconds_since(start_);
-    int bad_steps = 0;
     for (int64_t step = 1; step <= n_steps_; ++step) {
-      const StepStats stats = p_.trainer->train_step(step);
-      count(stats);
-      if (directory_) directory_->write_metrics(stats);
-      if (progress_) progress_->step(stats);
-      bad_steps = stats.skipped ? bad_steps + 1 : 0;
-      if (bad_steps == kMostBadSteps || (bad_steps > 0 && step == n_steps_)) {
-        fail_diverged(fmt::format("step {}: loss or gradient norm not finite in {} step{} in a row",
-                                  step, bad_steps, bad_steps == 1 ? "" : "s"));
-      }
-      if (p_.job->has_eval() && ((every > 0 && step % every == 0) || step == n_steps_))
-        evaluate(step);
+      const bool evaluates =
+          p_.job->has_eval() && ((every > 0 && step % every == 0) || step == n_steps_);
+      for (const StepStats& stats : p_.trainer->train_step(step)) report(stats);
+      if (!evaluates && step < n_steps_) continue;
+      for (const StepStats& stats : p_.trainer->finish_steps()) report(stats);
+      if (evaluates) evaluate(step);
     }
     const std::vector<float> parameters = p_.trainer->adapters().parameters_on_host();
     if (!std::all_of(parameters.begin(), parameters.end(),
@@ -152,6 +146,17 @@ class Run {
   }
 
  private:
+  void report(const StepStats& stats) {
+    count(stats);
+    if (directory_) directory_->write_metrics(stats);
+    if (progress_) progress_->step(stats);
+    bad_steps_ = stats.skipped ? bad_steps_ + 1 : 0;
+    if (bad_steps_ == kMostBadSteps || (bad_steps_ > 0 && stats.step == n_steps_)) {
+      fail_diverged(fmt::format("step {}: loss or gradient norm not finite in {} step{} in a row",
+                                stats.step, bad_steps_, bad_steps_ == 1 ? "" : "s"));
+    }
+  }
+
   void count(const StepStats& s) {
     if (totals_.steps++ == 0) totals_.first_loss = s.loss;
     totals_.last_loss = s.loss;
@@ -188,6 +193,7 @@ class Run {
   std::optional<RunDirectory> directory_;
   std::optional<Progress> progress_;
   RunTotals totals_;
+  int bad_steps_ = 0;  // in a row, up to the last one known
 };
 
 void train(const CommandLine& command_line, const World& world, Clock::time_point start) {

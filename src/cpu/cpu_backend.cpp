@@ -175,8 +175,8 @@ class CpuBackend : public Backend {
   }
 
   void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& W,
-                     const TokenBatch& batch, double dloss, const Tensor& logits) override {
-    cpu::cross_entropy<T>(loss, dx, x, W, batch, dloss, logits);
+                     const TokenBatch& batch, double dloss, const LossScratch& scratch) override {
+    cpu::cross_entropy<T>(loss, dx, x, W, batch, dloss, scratch);
   }
 
   void sum_of_squares(const Tensor& block_sums, const Tensor& x) override {

@@ -1,12 +1,10 @@
 // loss += sum over targets of (log sum_v exp(logit_v) - logit_target), logits = x[row] W'
 //   x, dx [N, C] T   W [V, C] T   loss [1, 1] double (T where wider)
-//   logits [rows of a chunk, V] T scratch: one chunk of logits is held at a time
+//   scratch: one chunk of logits, the rows of x it comes from, a loss for each row
 //   dx = dloss * (softmax - onehot) W on rows with a target, 0 on the others; nothing where dx is
 //   empty. Requires target rows ascending and without repetition.
 //   Softmax sums: blocks of 512 in T, blocks and loss in double, targets added in order.
 #pragma once
-
-#include <vector>
 
 #include "backend.h"
 #include "cpu/exp.h"
@@ -54,30 +52,31 @@ Wide<T> cross_entropy_row(T* logits, int64_t V, int64_t target, double dloss) {
 
 template <class T>
 void cross_entropy(View<Wide<T>> loss, View<T> dx, View<T> x, View<T> W, const TokenBatch& batch,
-                   double dloss, View<T> logits) {
+                   double dloss, const LossScratch& scratch) {
+  const View<T> logits = scratch.logits, gathered = scratch.x_rows;
+  const View<Wide<T>> losses = scratch.losses;
   const int64_t M = batch.n_targets, C = x.cols, V = W.rows;
   ASSERT(loss.is(1, 1) && x.rows == batch.n_rows && W.cols == C && logits.cols == V);
   ASSERT(dx.empty() || dx.is(x.rows, C));
   ASSERT(M == 0 || logits.rows > 0);
+  ASSERT(gathered.is(logits.rows, C) && losses.is(1, logits.rows));
   ASSERT(all_below(batch.target_rows, M, x.rows) && all_below(batch.targets, M, V));
   if (!dx.empty()) {
     for (int64_t n = 0; n < x.rows; ++n) std::fill_n(dx.row(n), C, T(0));
   }
   const int64_t chunk = std::min(logits.rows, M);
-  std::vector<T> gathered(chunk * C);
-  std::vector<Wide<T>> losses(chunk);
   for (int64_t begin = 0; begin < M; begin += chunk) {
     const int64_t n_rows = std::min(chunk, M - begin);
     const int32_t *rows = batch.target_rows + begin, *targets = batch.targets + begin;
-    const View<T> x_rows{gathered.data(), n_rows, C, C};
+    const View<T> x_rows = gathered.row_range(0, n_rows);
     const View<T> chunk_logits = logits.row_range(0, n_rows);
     for (int64_t i = 0; i < n_rows; ++i) std::copy_n(x.row(rows[i]), C, x_rows.row(i));
     matmul_nt(chunk_logits, x_rows, W);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n_rows; ++i) {
-      losses[i] = cross_entropy_row(chunk_logits.row(i), V, targets[i], dloss);
+      losses.data[i] = cross_entropy_row(chunk_logits.row(i), V, targets[i], dloss);
     }
-    for (int64_t i = 0; i < n_rows; ++i) loss.data[0] += losses[i];
+    for (int64_t i = 0; i < n_rows; ++i) loss.data[0] += losses.data[i];
     if (dx.empty()) continue;
     matmul_nn(x_rows, chunk_logits, W);
     for (int64_t i = 0; i < n_rows; ++i) std::copy_n(x_rows.row(i), C, dx.row(rows[i]));

@@ -59,6 +59,7 @@ TrainableLayout::TrainableLayout(const Architecture& architecture, const LoraOpt
       n_parameters_ += t.rows * t.cols;
       tensors_.push_back(std::move(t));
     }
+    layer_begin_.push_back(n_elem_);
   }
 }
 

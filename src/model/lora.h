@@ -42,9 +42,12 @@ class TrainableLayout {
   const std::vector<Trainable>& tensors() const { return tensors_; }
   int64_t n_elem() const { return n_elem_; }              // of the flat buffer: whole blocks
   int64_t n_parameters() const { return n_parameters_; }  // without the padding
+  // [L + 1] first element of each layer, and the end of the last.
+  const std::vector<int64_t>& layer_begin() const { return layer_begin_; }
 
  private:
   std::vector<Trainable> tensors_;
+  std::vector<int64_t> layer_begin_ = {0};
   int64_t n_elem_ = 0, n_parameters_ = 0;
 };
 

@@ -7,6 +7,19 @@
 
 namespace utrain {
 
+namespace {
+
+// A chunk of logits: large enough for a product at full speed, small beside the backward's scratch.
+constexpr int64_t kLogitsBytes = int64_t{256} << 20;
+
+// Rows that start on 16 bytes, whatever the vocabulary: products read vectors.
+int64_t padded_columns(int64_t cols, DType dtype) {
+  const int64_t n = std::max<int64_t>(1, 16 / size_of(dtype));
+  return (cols + n - 1) / n * n;
+}
+
+}  // namespace
+
 Transformer::Transformer(const Architecture& architecture, const Weights& weights,
                          const Adapters& adapters, const Activations& activations, Backend& backend,
                          Arena& arena, int64_t n_positions, double dropout)
@@ -30,8 +43,7 @@ void Transformer::declare_scratch(Arena& arena, int64_t n_positions, double drop
   };
   int64_t columns = 1;
   for (const Group group : kGroups) columns = std::max(columns, adapters_.columns(group));
-  // 256 rows of logits keep the product large; more only costs memory.
-  logits_rows_ = std::min<int64_t>(N, 256);
+  logits_rows_ = std::clamp<int64_t>(kLogitsBytes / (a.vocab_size * size_of(T)), 1, N);
   ids_.cos_sin = scratch("RoPE table", n_positions, a.head_dim, Lifetime::run, DType::f32);
   ids_.dropped = scratch("drop(x)", dropout > 0.0 ? N : 0, std::max({C, q, F}), Lifetime::run, T);
   ids_.dxa = scratch("gradient of x A'", N, columns, Lifetime::run, T);
@@ -39,7 +51,10 @@ void Transformer::declare_scratch(Arena& arena, int64_t n_positions, double drop
   ids_.normed = scratch("normed", N, C, Lifetime::run, T);
   ids_.branch = scratch("branch", N, C, Lifetime::forward, T);
   ids_.act = scratch("act", N, F, Lifetime::forward, T);
-  ids_.logits = scratch("logits chunk", logits_rows_, a.vocab_size, Lifetime::head, T);
+  ids_.logits =
+      scratch("logits chunk", logits_rows_, padded_columns(a.vocab_size, T), Lifetime::head, T);
+  ids_.target_rows = scratch("target rows", logits_rows_, C, Lifetime::head, T);
+  ids_.losses = scratch("losses", 1, logits_rows_, Lifetime::head, backend_.loss_dtype());
   ids_.dnormed = scratch("gradient of normed", N, C, Lifetime::run, T);
   ids_.dact = scratch("gradient of act", N, F, Lifetime::backward, T);
   ids_.act_again = scratch("act again", N, F, Lifetime::backward, T);
@@ -59,7 +74,8 @@ void Transformer::bind(const Arena& arena) {
   s.normed = arena[ids_.normed];
   s.branch = arena[ids_.branch];
   s.act = arena[ids_.act];
-  s.logits = arena[ids_.logits];
+  s.loss = {arena[ids_.logits].columns(0, architecture_.vocab_size), arena[ids_.target_rows],
+            arena[ids_.losses]};
   s.dnormed = arena[ids_.dnormed];
   s.dact = arena[ids_.dact];
   s.act_again = arena[ids_.act_again];
@@ -177,30 +193,31 @@ void Transformer::mlp_block_forward(int64_t l, const TokenBatch& batch) {
 
 void Transformer::loss(const Tensor& loss, const TokenBatch& batch) {
   backend_.cross_entropy(loss, {}, scratch_.normed.first_rows(batch.n_rows), weights_.ends().head,
-                         batch, 0.0, scratch_.logits);
+                         batch, 0.0, scratch_.loss);
 }
 
 Tensor Transformer::logits(int64_t first, int64_t n) {
-  const Tensor out = scratch_.logits.first_rows(n);
+  const Tensor out = scratch_.loss.logits.first_rows(n);
   Linear head;
   head.W = weights_.ends().head;
   backend_.linear_forward(out, {}, scratch_.normed.row_range(first, n), head, {});
   return out;
 }
 
-void Transformer::loss_and_backward(const Tensor& loss, const TokenBatch& batch, double dloss) {
+void Transformer::loss_and_backward(const Tensor& loss, const TokenBatch& batch, double dloss,
+                                    const LayerDone& layer_done) {
   const int64_t L = architecture_.n_layers;
   const Tensor dnormed = scratch_.dnormed.first_rows(batch.n_rows);
   backend_.cross_entropy(loss, dnormed, scratch_.normed.first_rows(batch.n_rows),
-                         weights_.ends().head, batch, dloss, scratch_.logits);
+                         weights_.ends().head, batch, dloss, scratch_.loss);
   backend_.rmsnorm_backward(scratch_.dhidden.first_rows(batch.n_rows), dnormed,
                             slot(L, Slot::hidden, batch), slot(L, Slot::norm_rstd, batch),
                             weights_.ends().final_norm, 0.0f);
   for (int64_t l = L - 1; l >= 0; --l) {
     recompute(l, batch);
     mlp_block_backward(l, batch);
-    if (!adapters_below(l, Group::gate_up)) break;
-    attention_block_backward(l, batch);
+    if (adapters_below(l, Group::gate_up)) attention_block_backward(l, batch);
+    if (layer_done) layer_done(l);
   }
 }
 

@@ -4,6 +4,8 @@
 // first adapter.
 #pragma once
 
+#include <functional>
+
 #include "model/activations.h"
 #include "model/lora.h"
 #include "model/weights.h"
@@ -26,8 +28,11 @@ class Transformer {
   void forward(const TokenBatch& batch);
   // loss [1, 1] += sum of the cross entropy over the batch's targets. After forward().
   void loss(const Tensor& loss, const TokenBatch& batch);
-  // The same, and the gradient of dloss * that sum: dA, dB += in the adapters.
-  void loss_and_backward(const Tensor& loss, const TokenBatch& batch, double dloss);
+  // The same, and the gradient of dloss * that sum: dA, dB += in the adapters. layer_done(l): this
+  // pass adds nothing more to the gradients of layers l and above.
+  using LayerDone = std::function<void(int64_t l)>;
+  void loss_and_backward(const Tensor& loss, const TokenBatch& batch, double dloss,
+                         const LayerDone& layer_done = {});
   // Logits [n, V] of rows [first, first + n), n <= logits_rows(), in scratch that the next call
   // overwrites. After forward().
   Tensor logits(int64_t first, int64_t n);
@@ -60,7 +65,7 @@ class Transformer {
   int64_t logits_rows_ = 0;
 
   struct Ids {
-    Arena::Id cos_sin, dropped, dxa, dhidden, normed, branch, act, logits;
+    Arena::Id cos_sin, dropped, dxa, dhidden, normed, branch, act, logits, target_rows, losses;
     Arena::Id dnormed, dact, act_again, normed_again, dattention, dqkv, delta;
   } ids_ = {};
   // Scratch at full capacity; [N, ...] unless said otherwise.
@@ -70,7 +75,7 @@ class Transformer {
     Tensor dhidden;          // [N, C] gradient of the residual stream
     Tensor normed, branch;   // [N, C]
     Tensor act;              // [N, F]
-    Tensor logits;           // [logits_rows, V]
+    LossScratch loss;        // logits_rows rows
     Tensor dnormed;          // [N, C]
     Tensor dact, act_again;  // [N, F]
     Tensor normed_again;     // [N, C]

@@ -38,10 +38,10 @@ void Optimizer::step(const Tensor& loss, double lr) {
   backend_.adamw_update(adapters_.parameters(), m_, v_, adapters_.gradients(), state_, adamw);
 }
 
-double Optimizer::state(StepState i) const {
-  double states[kStepStates] = {};
-  backend_.download(states, state_.data, sizeof states);
-  return states[static_cast<int>(i)];
+std::array<double, kStepStates> Optimizer::state_end(int64_t ticket) const {
+  std::array<double, kStepStates> state;
+  backend_.download_end(state.data(), ticket);
+  return state;
 }
 
 }  // namespace utrain

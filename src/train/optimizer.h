@@ -4,6 +4,8 @@
 //   AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101, as torch computes it
 #pragma once
 
+#include <array>
+
 #include "config/config.h"
 #include "model/lora.h"
 
@@ -17,14 +19,14 @@ class Optimizer {
   // Norm of the adapters' gradients, clipping, and one update of the parameters; nothing but the
   // norm where it or loss [1, 1] is not finite.
   void step(const Tensor& loss, double lr);
-  // Of the last step, or of measure().
-  double grad_norm() const { return state(StepState::grad_norm); }
-  bool is_finite() const { return state(StepState::is_finite) != 0.0; }
   // The norm alone.
   void measure(const Tensor& loss);
+  // What the last step, or measure(), found; in the order of the calls, to be waited for later.
+  int64_t state_begin() const { return backend_.download_begin(state_.data, kStateBytes); }
+  std::array<double, kStepStates> state_end(int64_t ticket) const;  // indexed by StepState
 
  private:
-  double state(StepState i) const;
+  static constexpr int64_t kStateBytes = kStepStates * sizeof(double);
 
   Config::Train options_;
   const Adapters& adapters_;
@@ -32,7 +34,7 @@ class Optimizer {
   Arena::Id m_id_, v_id_, block_sums_id_, state_id_;
   Tensor m_, v_;       // [1, n] trainable dtype
   Tensor block_sums_;  // [1, n / kFlatBlock] loss dtype
-  Tensor state_;       // [1, 4] float64, indexed by StepState
+  Tensor state_;       // [1, 5] float64, indexed by StepState
 };
 
 }  // namespace utrain

@@ -19,6 +19,7 @@ Trainer::Trainer(const Job& job, Backend& backend, Collectives& collectives,
       model_(job.architecture, weights_, adapters_, activations_, backend, arena_,
              job.longest_document(), job.config.lora.dropout),
       optimizer_(job.config.train, adapters_, backend, arena_),
+      reduction_(collectives, adapters_.layout().layer_begin()),
       device_pass_(backend, arena_, job.pass_capacity()),
       loss_id_(arena_.declare("loss", backend.loss_dtype(), 1, 1, MemoryClass::workspace)) {}
 
@@ -45,38 +46,65 @@ void Trainer::load() {
   }
 }
 
-StepStats Trainer::train_step(int64_t step) {
-  const auto start = std::chrono::steady_clock::now();
+std::vector<StepStats> Trainer::train_step(int64_t step) {
   const Config::Train& options = job_.config.train;
-  StepStats stats;
-  stats.step = step;
+  StepUnderWay now;
+  now.start = backend_.moment();
 
   // 1. The rows of this step; the loss is the mean over ALL their targets, on all ranks.
   const BatchPlan::Step batch = plan_->step(step);
-  stats.target_tokens = batch.n_targets;
-  stats.tokens = batch.n_tokens;
 
   // 2. Forward and backward of this rank's rows, pass by pass; dA, dB and the loss accumulate.
+  // Layers that the last pass is done with are summed over ranks, in rank order, meanwhile.
   accumulate_gradients(batch);
+  now.accumulated = backend_.moment();
 
-  // 3. One sum over ranks, in rank order.
-  reduce_over_ranks();
+  // 3. The rest of that sum.
+  reduction_.finish();
+  collectives_.all_reduce_sum(loss_);
+  now.reduced = backend_.moment();
 
   // 4. Clip by the global norm, then AdamW. A step with bad numbers changes nothing but its place
   // in the schedule.
-  timed(Phase::optimizer, [&] {
-    stats.lr = options.lr *
-               schedule_factor(options.schedule, step, job_.total_steps, options.warmup_steps);
-    optimizer_.step(loss_, stats.lr);
-    adapters_.parameters_changed();
-  });
+  const double lr =
+      options.lr * schedule_factor(options.schedule, step, job_.total_steps, options.warmup_steps);
+  optimizer_.step(loss_, lr);
+  adapters_.parameters_changed();
+  now.end = backend_.moment();
 
-  stats.loss = loss_on_host() / static_cast<double>(batch.n_targets);
-  stats.grad_norm = optimizer_.grad_norm();
-  stats.skipped = !optimizer_.is_finite();
-  stats.epoch = static_cast<double>(step) / static_cast<double>(job_.steps_per_epoch);
-  stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  return stats;
+  // 5. What the device found is read when it is there; it goes on meanwhile.
+  now.state = optimizer_.state_begin();
+  now.stats.step = step;
+  now.stats.epoch = static_cast<double>(step) / static_cast<double>(job_.steps_per_epoch);
+  now.stats.lr = lr;
+  now.stats.target_tokens = batch.n_targets;
+  now.stats.tokens = batch.n_tokens;
+  under_way_.push_back(now);
+  return collect(backend_.is_asynchronous() ? 1 : 0);
+}
+
+std::vector<StepStats> Trainer::finish_steps() {
+  return collect(0);
+}
+
+// Waits until at most under_way steps are.
+std::vector<StepStats> Trainer::collect(size_t under_way) {
+  std::vector<StepStats> known;
+  for (; under_way_.size() > under_way; under_way_.pop_front()) {
+    const StepUnderWay& step = under_way_.front();
+    StepStats stats = step.stats;
+    const auto state = optimizer_.state_end(step.state);
+    const auto at = [&](StepState i) { return state[static_cast<size_t>(i)]; };
+    stats.loss = at(StepState::loss) / static_cast<double>(stats.target_tokens);
+    stats.grad_norm = at(StepState::grad_norm);
+    stats.skipped = at(StepState::is_finite) == 0.0;
+    stats.seconds = backend_.seconds(step.start, step.end);
+    add_seconds(Phase::forward_backward, backend_.seconds(step.start, step.accumulated));
+    add_seconds(Phase::reduce, backend_.seconds(step.accumulated, step.reduced));
+    add_seconds(Phase::optimizer, backend_.seconds(step.reduced, step.end));
+    known.push_back(stats);
+  }
+  return known;
 }
 
 void Trainer::accumulate_gradients(const BatchPlan::Step& batch) {
@@ -84,61 +112,54 @@ void Trainer::accumulate_gradients(const BatchPlan::Step& batch) {
   model_.train_mode(static_cast<uint64_t>(job_.config.train.seed), batch.epoch);
   backend_.zero(adapters_.gradients());
   backend_.zero(loss_);
-  for (const auto& rows : passes_of_rank(batch.rows, collectives_.rank(), collectives_.size(),
-                                         job_.config.train.micro_batch_size)) {
+  reduction_.begin(adapters_.gradients());
+  const auto passes = passes_of_rank(batch.rows, collectives_.rank(), collectives_.size(),
+                                     job_.config.train.micro_batch_size);
+  for (const auto& rows : passes) {
     if (rows.empty()) continue;
-    TokenBatch tokens;
-    timed(Phase::data,
-          [&] { tokens = device_pass_.upload(make_pass(job_.train, job_.train_rows, rows)); });
-    timed(Phase::forward_backward, [&] {
-      model_.forward(tokens);
-      model_.loss_and_backward(loss_, tokens, dloss);
-    });
+    const TokenBatch tokens = device_pass_.upload(make_pass(job_.train, job_.train_rows, rows));
+    model_.forward(tokens);
+    Transformer::LayerDone layer_done;
+    if (&rows == &passes.back()) layer_done = [&](int64_t l) { reduction_.layer_is_final(l); };
+    model_.loss_and_backward(loss_, tokens, dloss, layer_done);
   }
 }
 
-void Trainer::reduce_over_ranks() {
-  timed(Phase::reduce, [&] {
-    collectives_.all_reduce_sum(adapters_.gradients());
-    collectives_.all_reduce_sum(loss_);
-  });
-}
-
 EvalStats Trainer::evaluate(const std::function<void()>& tick) {
-  EvalStats stats;
-  timed(Phase::evaluation, [&] {
-    const Rows& rows = job_.eval_rows;
-    std::vector<int64_t> all(static_cast<size_t>(rows.n_rows()));
-    for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int64_t>(i);
-    stats.target_tokens = rows.n_targets;
-    model_.eval_mode();
-    backend_.zero(loss_);
-    for (const auto& pass : passes_of_rank(all, collectives_.rank(), collectives_.size(),
-                                           job_.config.train.micro_batch_size)) {
-      if (!pass.empty()) {
-        const TokenBatch tokens = device_pass_.upload(make_pass(job_.eval, rows, pass));
-        model_.forward(tokens);
-        model_.loss(loss_, tokens);
-      }
-      if (tick) tick();
+  const int64_t start = backend_.moment();
+  const Rows& rows = job_.eval_rows;
+  std::vector<int64_t> all(static_cast<size_t>(rows.n_rows()));
+  for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int64_t>(i);
+  model_.eval_mode();
+  backend_.zero(loss_);
+  for (const auto& pass : passes_of_rank(all, collectives_.rank(), collectives_.size(),
+                                         job_.config.train.micro_batch_size)) {
+    if (!pass.empty()) {
+      const TokenBatch tokens = device_pass_.upload(make_pass(job_.eval, rows, pass));
+      model_.forward(tokens);
+      model_.loss(loss_, tokens);
     }
-    collectives_.all_reduce_sum(loss_);
-    stats.loss = loss_on_host() / static_cast<double>(stats.target_tokens);
-  });
+    if (tick) tick();
+  }
+  collectives_.all_reduce_sum(loss_);
+  EvalStats stats;
+  stats.target_tokens = rows.n_targets;
+  stats.loss = loss_on_host() / static_cast<double>(stats.target_tokens);
+  add_seconds(Phase::evaluation, backend_.seconds(start, backend_.moment()));
   return stats;
 }
 
 StepStats Trainer::first_batch() {
   const BatchPlan::Step batch = plan_->step(1);
   accumulate_gradients(batch);
-  reduce_over_ranks();
+  reduction_.finish();
+  collectives_.all_reduce_sum(loss_);
+  optimizer_.measure(loss_);
   StepStats stats;
   stats.step = 1;
   stats.target_tokens = batch.n_targets;
   stats.tokens = batch.n_tokens;
   stats.loss = loss_on_host() / static_cast<double>(batch.n_targets);
-  optimizer_.measure(loss_);
-  stats.grad_norm = optimizer_.grad_norm();
   return stats;
 }
 
@@ -156,9 +177,13 @@ void Trainer::visit_logits(const LogitsVisitor& visit) {
       for (int64_t i = 0; i < document.length; i += model_.logits_rows()) {
         const int64_t n = std::min(model_.logits_rows(), document.length - i);
         const Tensor chunk = model_.logits(document.first_row + i, n);
-        std::vector<std::byte> bytes(static_cast<size_t>(n * V * size_of(chunk.dtype)));
+        const int64_t row_bytes = chunk.ld * size_of(chunk.dtype);
+        std::vector<std::byte> bytes(static_cast<size_t>(n * row_bytes));
         backend_.download(bytes.data(), chunk.data, static_cast<int64_t>(bytes.size()));
-        to_float(chunk.dtype, bytes.data(), n * V, &logits[static_cast<size_t>(i * V)]);
+        for (int64_t row = 0; row < n; ++row) {
+          to_float(chunk.dtype, &bytes[static_cast<size_t>(row * row_bytes)], V,
+                   &logits[static_cast<size_t>((i + row) * V)]);
+        }
       }
       visit(document.document, document.length, logits);
     }
@@ -172,12 +197,8 @@ double Trainer::loss_on_host() const {
   return loss;
 }
 
-template <class F>
-void Trainer::timed(Phase phase, F&& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  phase_seconds_[static_cast<size_t>(phase)] +=
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+void Trainer::add_seconds(Phase phase, double seconds) {
+  phase_seconds_[static_cast<size_t>(phase)] += seconds;
 }
 
 }  // namespace utrain

@@ -4,12 +4,13 @@
 #pragma once
 
 #include <array>
-#include <chrono>
+#include <deque>
 #include <functional>
 #include <optional>
 
 #include "comm/collectives.h"
 #include "model/transformer.h"
+#include "parallel/gradient_reduction.h"
 #include "train/device_pass.h"
 #include "train/job.h"
 #include "train/optimizer.h"
@@ -33,9 +34,9 @@ struct EvalStats {
   int64_t target_tokens = 0;
 };
 
-// Where the wall time of a rank went, seconds.
-enum class Phase { data, forward_backward, reduce, optimizer, evaluation };
-inline constexpr std::array<const char*, 5> kPhaseNames = {"data", "forward_backward", "reduce",
+// Where the time of a rank's device went, seconds. reduce: what the backward pass did not hide.
+enum class Phase { forward_backward, reduce, optimizer, evaluation };
+inline constexpr std::array<const char*, 4> kPhaseNames = {"forward_backward", "reduce",
                                                            "optimizer", "evaluation"};
 
 class Trainer {
@@ -49,7 +50,10 @@ class Trainer {
   const Arena& arena() const { return arena_; }
   void load();  // takes the memory, reads the base, initialises the adapters
 
-  StepStats train_step(int64_t step);  // from 1, each once and in order
+  // Steps from 1, each once and in order. Returns what has become known since the last call: on a
+  // GPU the step before, so that the host is never waited for.
+  std::vector<StepStats> train_step(int64_t step);
+  std::vector<StepStats> finish_steps();  // waits for the rest
   // Cross entropy over the evaluation rows, without dropout. tick: called after each pass, for
   // progress.
   EvalStats evaluate(const std::function<void()>& tick = {});
@@ -66,10 +70,14 @@ class Trainer {
   double phase_seconds(Phase phase) const { return phase_seconds_[static_cast<size_t>(phase)]; }
 
  private:
+  // A step that is under way: what will be read, and moments of the device between its phases.
+  struct StepUnderWay {
+    StepStats stats;
+    int64_t state, start, accumulated, reduced, end;
+  };
   void accumulate_gradients(const BatchPlan::Step& batch);
-  void reduce_over_ranks();
-  template <class F>
-  void timed(Phase phase, F&& work);
+  std::vector<StepStats> collect(size_t under_way);
+  void add_seconds(Phase phase, double seconds);
   double loss_on_host() const;
 
   const Job& job_;
@@ -82,9 +90,11 @@ class Trainer {
   Activations activations_;
   Transformer model_;
   Optimizer optimizer_;
+  GradientReduction reduction_;
   DevicePass device_pass_;
   Arena::Id loss_id_;
   Tensor loss_;  // [1, 1] sum of the cross entropy of this rank's passes
+  std::deque<StepUnderWay> under_way_;
   std::array<double, kPhaseNames.size()> phase_seconds_ = {};
 };
 
