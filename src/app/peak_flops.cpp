@@ -15,22 +15,16 @@ struct Peak {
 
 // NVIDIA's data sheets, where sparse figures stand halved: A100 (2022), A30 (2022), A40 (2022),
 // A10 (2022), L4, L40, L40S (2023), H100 (2024), H200 (2024), GH200 (2024), HGX B200 and
-// GB200 NVL72 (2024). H800 as H100; H20, B100 and the GeForce cards, with float32 sums, from
-// the architecture papers. The first match counts.
+// GB200 NVL72 (2024), H20 (2023); H800 as H100. The first match counts.
 const std::vector<Peak>& known_peaks() {
   static const std::vector<Peak> peaks = {
-      {{"A100"}, 312.0, 19.5},         {{"A800"}, 312.0, 19.5},
-      {{"A30"}, 165.0, 10.3},          {{"A40"}, 149.7, 37.4},
-      {{"A10"}, 125.0, 31.2},          {{"L4"}, 121.0, 30.3},
-      {{"L40"}, 181.0, 90.5},          {{"L40S"}, 362.0, 91.6},
-      {{"H100", "PCIe"}, 756.0, 51.0}, {{"H100", "NVL"}, 835.0, 60.0},
-      {{"H100"}, 989.0, 67.0},         {{"H800", "PCIe"}, 756.0, 51.0},
-      {{"H800"}, 989.0, 67.0},         {{"H20"}, 148.0, 44.0},
-      {{"H200", "NVL"}, 835.0, 60.0},  {{"H200"}, 989.0, 67.0},
-      {{"GH200"}, 989.0, 67.0},        {{"B100"}, 1750.0, 60.0},
-      {{"B200"}, 2250.0, 75.0},        {{"GB200"}, 2500.0, 80.0},
-      {{"RTX", "3090"}, 71.0, 35.6},   {{"RTX", "4090"}, 165.2, 82.6},
-      {{"RTX", "5090"}, 209.5, 104.8},
+      {{"A100"}, 312.0, 19.5},        {{"A800"}, 312.0, 19.5},  {{"A30"}, 165.0, 10.3},
+      {{"A40"}, 149.7, 37.4},         {{"A10"}, 125.0, 31.2},   {{"L4"}, 121.0, 30.3},
+      {{"L40"}, 181.0, 90.5},         {{"L40S"}, 362.0, 91.6},  {{"H100", "PCIe"}, 756.0, 51.0},
+      {{"H100", "NVL"}, 835.0, 60.0}, {{"H100"}, 989.0, 67.0},  {{"H800", "PCIe"}, 756.0, 51.0},
+      {{"H800"}, 989.0, 67.0},        {{"H20"}, 148.0, 44.0},   {{"H200", "NVL"}, 835.0, 60.0},
+      {{"H200"}, 989.0, 67.0},        {{"GH200"}, 989.0, 67.0}, {{"B200"}, 2250.0, 75.0},
+      {{"GB200"}, 2500.0, 80.0},
   };
   return peaks;
 }
@@ -53,7 +47,7 @@ double peak_flops(const std::string& gpu_name, DType dtype) {
   const auto has = [&](const std::string& word) {
     return std::find(words.begin(), words.end(), word) != words.end();
   };
-  if (has("MIG") || has("Laptop")) return 0.0;
+  if (has("MIG")) return 0.0;
   for (const Peak& peak : known_peaks()) {
     if (std::all_of(peak.words.begin(), peak.words.end(), has)) {
       return 1e12 * (half ? peak.half : peak.single);
