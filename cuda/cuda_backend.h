@@ -1,4 +1,4 @@
-// What the rest of cuda/ asks of the CUDA backend.
+// The stream on which a CUDA backend works, for what must be ordered with it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,7 +7,6 @@
 
 namespace utrain::cuda {
 
-// The stream of all its operations; backend is one of make_cuda_backend.
-cudaStream_t stream_of(const Backend& backend);
+cudaStream_t stream_of(const Backend& backend);  // of make_cuda_backend
 
 }  // namespace utrain::cuda
