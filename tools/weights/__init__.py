@@ -1,0 +1,1 @@
+"""Weights in Hugging Face's forms: safetensors files, model directories, PEFT adapters. numpy alone, block by block."""
