@@ -7,6 +7,7 @@
 #include "io/json.h"
 #include "io/model_files.h"
 #include "io_files.h"
+#include "places.h"
 
 namespace utrain {
 namespace {
@@ -284,7 +285,7 @@ TEST(Architecture, RefusesMissingAndMalformedFiles) {
 // Names, shapes and the number of parameters are those of models saved by transformers.
 TEST(Architecture, ExpectsTheTensorsOfRealFiles) {
   int n_models = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(UTRAIN_SOURCE_DIR "/tests/golden")) {
+  for (const auto& entry : std::filesystem::directory_iterator(golden_path(""))) {
     const std::string dir = (entry.path() / "model").string();
     if (!std::filesystem::exists(dir)) continue;
     SCOPED_TRACE(dir);

@@ -1,5 +1,6 @@
 // Starts ./utrain as a user does, alone or under mpirun, and takes its output, exit code and time.
 // Whatever still runs when a Launch goes is ended, and so is everything when the test itself dies.
+// Only a command line with --run.backend=cuda sees GPUs: all others run alike on every machine.
 #pragma once
 
 #include <fcntl.h>
@@ -10,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <string>
@@ -18,6 +20,7 @@
 
 #include "io/json.h"
 #include "io_files.h"
+#include "places.h"
 
 namespace utrain {
 
@@ -54,7 +57,7 @@ class Launch {
       if (::geteuid() == 0) words.push_back("--allow-run-as-root");
       words.insert(words.end(), {"-np", std::to_string(ranks)});
     }
-    words.push_back(UTRAIN_BINARY);
+    words.push_back(binary());
     words.insert(words.end(), arguments.begin(), arguments.end());
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());
@@ -63,12 +66,14 @@ class Launch {
     // More threads than cores would only wait for each other; leaks of MPI itself are not ours.
     ::setenv("OMP_NUM_THREADS", "1", 1);
     ::setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
+    const bool wants_gpus = std::ranges::count(arguments, "--run.backend=cuda") > 0;
     const std::string out = files_ / "out", err = files_ / "err";
     const pid_t parent = ::getpid();
     pid_ = ::fork();
     if (pid_ == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGTERM);
       if (::getppid() != parent) ::_exit(126);
+      if (!wants_gpus) ::setenv("CUDA_VISIBLE_DEVICES", "", 1);
       ::dup2(::open("/dev/null", O_RDONLY), 0);
       ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
       ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
@@ -149,10 +154,6 @@ inline std::vector<double> curve(const std::vector<Json>& lines, std::string_vie
                                         : value->as_double());
   }
   return values;
-}
-
-inline std::string golden_path(const std::string& name) {
-  return UTRAIN_SOURCE_DIR "/tests/golden/" + name;
 }
 
 // The input of a golden case: its adapter, its documents in file order, all of them in every step.

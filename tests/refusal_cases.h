@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "io_files.h"
+#include "places.h"
 #include "token_files.h"
 
 namespace utrain {
@@ -20,7 +21,7 @@ namespace fs = std::filesystem;
 class Sandbox {
  public:
   Sandbox() {
-    const fs::path golden = UTRAIN_SOURCE_DIR "/tests/golden/llama";
+    const fs::path golden = golden_path("llama");
     fs::copy(golden / "model", dir / "model");
     fs::copy(golden / "adapter_init", dir / "adapter");
     fs::copy(golden / "tokens.h5", dir / "tokens.h5");

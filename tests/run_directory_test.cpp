@@ -292,7 +292,7 @@ TEST_F(RunDirectoryTest, ARunThatEndsOnBadNumbersDiverged) {
 TEST_F(RunDirectoryTest, RanksWithOtherArgumentsDoNotWaitForEachOther) {
   const Words first = arguments({"--check"});
   Words words = first;
-  words.insert(words.end(), {":", "-np", "1", UTRAIN_BINARY, input_});
+  words.insert(words.end(), {":", "-np", "1", binary(), input_});
   const Outcome outcome = launch(1, words, 30.0);
   EXPECT_EQ(outcome.exit_code, 71) << outcome.text();
   EXPECT_EQ(outcome.error_lines().size(), 1u) << outcome.text();
