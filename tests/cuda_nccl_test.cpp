@@ -1,0 +1,368 @@
+// Collectives over NCCL against those over MPI, to the bit. One rank runs NCCL itself; several
+// ranks share a GPU over libfake_nccl.so (fake_nccl.cpp), or have one each where there are enough.
+// The test starts itself again: the cases named InRanks run in every rank, those named Launch start
+// them.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+
+#include "backend.h"
+#include "comm/mpi_collectives.h"
+#include "comm/nccl_collectives.h"
+#include "core/convert.h"
+
+namespace utrain {
+namespace {
+
+constexpr const char* kRole = "UTRAIN_NCCL_TEST_ROLE";  // what a started process does
+World* world = nullptr;                                 // of a process that is a rank
+int device = 0;
+
+template <class T>
+constexpr T kPoison = static_cast<T>(NAN);
+
+// Values of mixed sign and magnitude, so that another order of adding shows in the bits.
+template <class T>
+std::vector<T> part(int rank, int64_t n) {
+  std::vector<T> values(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    uint64_t x = static_cast<uint64_t>(i) * 2654435761u + static_cast<uint64_t>(rank) * 40503u + 17;
+    x ^= x >> 29, x *= 0xbf58476d1ce4e5b9u, x ^= x >> 32;
+    const double mantissa = static_cast<double>(x % 1000003) / 1000003.0 - 0.5;
+    values[static_cast<size_t>(i)] =
+        static_cast<T>(std::ldexp(mantissa, static_cast<int>(x >> 40) % 12));
+  }
+  return values;
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+template <class T>
+Tensor view(std::vector<T>& x) {
+  return make_tensor(x.data(), dtype_of<T>, 1, std::ssize(x));
+}
+
+template <class T>
+std::vector<T> slice_of(const std::vector<T>& x, int rank, int ranks) {
+  const int64_t n = std::ssize(x);
+  return {x.begin() + Collectives::slice_begin(n, rank, ranks),
+          x.begin() + Collectives::slice_begin(n, rank + 1, ranks)};
+}
+
+// Tensors on the GPU, from and to the host in the order of the backend's calls.
+class Device {
+ public:
+  Device() : backend_(make_cuda_backend(DType::f32, device)) {}
+  Backend& backend() { return *backend_; }
+
+  // n elements; the memory begins offset elements behind what is aligned.
+  template <class T>
+  Tensor tensor(int64_t n, int64_t offset = 0) {
+    const int64_t bytes = (n + offset) * static_cast<int64_t>(sizeof(T));
+    void* memory = backend_->allocate(std::max<int64_t>(bytes, 1));
+    return make_tensor(static_cast<T*>(memory) + offset, dtype_of<T>, 1, n);
+  }
+  template <class T>
+  void write(const Tensor& x, const std::vector<T>& values) {
+    backend_->upload(x.data, values.data(), std::ssize(values) * static_cast<int64_t>(sizeof(T)));
+  }
+  template <class T>
+  std::vector<T> read(const Tensor& x) {
+    std::vector<T> values(static_cast<size_t>(x.n_elem()));
+    backend_->download(values.data(), x.data, x.n_elem() * static_cast<int64_t>(sizeof(T)));
+    return values;
+  }
+
+ private:
+  std::unique_ptr<Backend> backend_;
+};
+
+std::unique_ptr<Collectives> connect(Backend& backend, const NcclOptions& options = {}) {
+  std::string id;
+  world->first_rank([&] { id = nccl_unique_id(); });
+  id = world->broadcast(id);
+  return make_nccl_collectives(id, world->rank(), world->size(), backend, options);
+}
+
+// ---- in every rank ----
+
+// Every call on n elements against MPI.
+template <class T>
+void expect_same_as_mpi(Device& gpu, Collectives& nccl, int64_t n, int64_t offset) {
+  SCOPED_TRACE(fmt::format("n {} offset {} {}", n, offset, name_of(dtype_of<T>)));
+  MpiCollectives mpi(*world);
+  const int rank = nccl.rank(), ranks = nccl.size();
+  const std::vector<T> own = part<T>(rank, n);
+  std::vector<T> sum = own;
+  mpi.all_reduce_sum(view(sum));
+  const std::vector<T> sum_slice = slice_of(sum, rank, ranks);
+
+  const Tensor x = gpu.tensor<T>(n, offset), whole = gpu.tensor<T>(n, offset);
+  const Tensor shard = gpu.tensor<T>(std::ssize(sum_slice), offset);
+  const std::vector<T> poison(own.size(), kPoison<T>), shard_poison(sum_slice.size(), kPoison<T>);
+  gpu.write(x, own);
+  nccl.all_reduce_sum(x);
+  EXPECT_TRUE(same_bits(gpu.read<T>(x), sum));
+
+  gpu.write(x, own);
+  gpu.write(shard, shard_poison);
+  nccl.reduce_scatter_sum(shard, x);
+  EXPECT_TRUE(same_bits(gpu.read<T>(shard), sum_slice));
+  EXPECT_TRUE(same_bits(gpu.read<T>(x), own)) << "the input is kept";
+  const Tensor own_slice =
+      x.columns(Collectives::slice_begin(n, rank, ranks), std::ssize(sum_slice));
+  nccl.reduce_scatter_sum(own_slice, x);
+  EXPECT_TRUE(same_bits(gpu.read<T>(own_slice), sum_slice)) << "in place";
+
+  gpu.write(whole, poison);
+  nccl.all_gather(whole, shard);
+  EXPECT_TRUE(same_bits(gpu.read<T>(whole), sum));
+  gpu.write(whole, poison);
+  const Tensor place = whole.columns(Collectives::slice_begin(n, rank, ranks), shard.cols);
+  gpu.write(place, sum_slice);
+  nccl.all_gather(whole, place);
+  EXPECT_TRUE(same_bits(gpu.read<T>(whole), sum)) << "in place";
+
+  for (int root = 0; root < ranks; ++root) {
+    gpu.write(x, own);
+    nccl.broadcast(x, root);
+    EXPECT_TRUE(same_bits(gpu.read<T>(x), part<T>(root, n))) << "root " << root;
+  }
+  EXPECT_EQ(nccl.number(), 5 + ranks);
+}
+
+TEST(InRanks, SumsInRankOrder) {
+  Device gpu;
+  for (const int64_t n : {0, 1, 1023, 1024, 1025, 3073, 24576, 100003}) {
+    const auto nccl = connect(gpu.backend(), {.scratch_bytes = 1 << 20});
+    expect_same_as_mpi<float>(gpu, *nccl, n, 0);
+  }
+  for (const int64_t n : {1025, 12288, 100003}) {
+    const auto nccl = connect(gpu.backend(), {.scratch_bytes = 1 << 20});
+    expect_same_as_mpi<double>(gpu, *nccl, n, 1);
+  }
+}
+
+TEST(InRanks, SumsInWindowsAndFromAnyAddress) {
+  Device gpu;
+  for (const int64_t n : {1025, 5000, 24576, 100003}) {
+    const auto nccl = connect(gpu.backend(), {.scratch_bytes = n > 5000 ? 30000 : 1});
+    expect_same_as_mpi<float>(gpu, *nccl, n, n % 4);
+  }
+  const auto nccl = connect(gpu.backend(), {.scratch_bytes = 1});
+  expect_same_as_mpi<double>(gpu, *nccl, 2049, 1);
+}
+
+TEST(InRanks, MovesAnyDType) {
+  Device gpu;
+  const auto nccl = connect(gpu.backend(), {.scratch_bytes = 1 << 20});
+  constexpr int64_t n = 5000;
+  const auto half = [](int rank) {
+    std::vector<uint16_t> bits(n);
+    for (int64_t i = 0; i < n; ++i)
+      bits[static_cast<size_t>(i)] = static_cast<uint16_t>(i * 31 + rank * 7);
+    return bits;
+  };
+  Tensor x = gpu.tensor<float>(n);
+  x.dtype = DType::bf16;
+  gpu.write(x, half(world->rank()));
+  nccl->broadcast(x, world->size() - 1);
+  EXPECT_TRUE(same_bits(gpu.read<uint16_t>(x), half(world->size() - 1)));
+}
+
+// What the backend does before begin and after finish keeps its place, though none of it waits.
+TEST(InRanks, TheBackendComputesInBetween) {
+  Device gpu;
+  const auto nccl = connect(gpu.backend(), {.scratch_bytes = 1 << 20});
+  MpiCollectives mpi(*world);
+  const int rank = world->rank();
+  constexpr int64_t n_a = 30000, n_b = 5001, n_work = int64_t{64} << 20;
+  const Tensor a = gpu.tensor<float>(n_a), b = gpu.tensor<float>(n_b);
+  const Tensor work = gpu.tensor<float>(n_work);
+  const std::vector<float> own_a = part<float>(rank, n_a), own_b = part<float>(rank + 9, n_b);
+  std::vector<float> sum_a = own_a, sum_b = own_b;
+  mpi.all_reduce_sum(view(sum_a));
+  mpi.all_reduce_sum(view(sum_b));
+  mpi.all_reduce_sum(view(sum_a));  // a is summed twice
+  const std::vector<float> poison(n_a, NAN);
+  for (int turn = 0; turn < 3; ++turn) {
+    gpu.write(a, poison);
+    for (int i = 0; i < 40; ++i) gpu.backend().zero(work);  // some milliseconds
+    gpu.write(a, own_a);
+    nccl->begin_all_reduce_sum(a);
+    for (int i = 0; i < 20; ++i) gpu.backend().zero(work);
+    gpu.write(b, own_b);
+    nccl->begin_all_reduce_sum(b);
+    EXPECT_EQ(nccl->all_reduce_max(rank), world->size() - 1);  // keeps its place
+    nccl->begin_all_reduce_sum(a);
+    nccl->finish();
+    EXPECT_TRUE(same_bits(gpu.read<float>(b), sum_b)) << "turn " << turn;
+    EXPECT_TRUE(same_bits(gpu.read<float>(a), sum_a)) << "turn " << turn;
+  }
+  nccl->finish();  // nothing is under way
+  EXPECT_EQ(nccl->number(), 12);
+}
+
+TEST(InRanks, ReducesScalars) {
+  Device gpu;
+  const auto nccl = connect(gpu.backend(), {.scratch_bytes = 1 << 20});
+  MpiCollectives mpi(*world);
+  const double own = part<double>(world->rank(), 6)[5];
+  EXPECT_EQ(nccl->all_reduce_sum(own), mpi.all_reduce_sum(own));
+  EXPECT_EQ(nccl->all_reduce_max(-10 - world->rank()), -10);
+  const int64_t large = std::numeric_limits<int64_t>::max() - 4;
+  EXPECT_EQ(nccl->all_reduce_max(large + world->rank()), large + world->size() - 1);
+  nccl->barrier();
+  EXPECT_EQ(nccl->number(), 4);
+  EXPECT_GE(nccl->reserve_bytes(), (1 << 20) * 9 / 10);
+}
+
+// ---- one rank, NCCL itself ----
+
+TEST(Alone, EveryCall) {
+  if (visible_gpus().empty()) GTEST_SKIP() << "no GPU";
+  if (!nccl_is_built()) GTEST_SKIP() << "no NCCL";
+  Device gpu;
+  const auto nccl = make_nccl_collectives(nccl_unique_id(), 0, 1, gpu.backend());
+  EXPECT_EQ(nccl->size(), 1);
+  constexpr int64_t n = 5000;
+  const std::vector<float> values = part<float>(0, n), poison(n, NAN);
+  const Tensor x = gpu.tensor<float>(n), y = gpu.tensor<float>(n);
+  gpu.write(x, values);
+  nccl->all_reduce_sum(x);
+  nccl->begin_all_reduce_sum(x);
+  nccl->finish();
+  nccl->broadcast(x, 0);
+  EXPECT_TRUE(same_bits(gpu.read<float>(x), values));
+  gpu.write(y, poison);
+  nccl->reduce_scatter_sum(y, x);
+  EXPECT_TRUE(same_bits(gpu.read<float>(y), values));
+  gpu.write(y, poison);
+  nccl->all_gather(y, x);
+  EXPECT_TRUE(same_bits(gpu.read<float>(y), values));
+  EXPECT_EQ(nccl->all_reduce_sum(0.1), 0.1);
+  EXPECT_EQ(nccl->all_reduce_max(-3), -3);
+  nccl->barrier();
+  EXPECT_EQ(nccl->number(), 8);
+}
+
+// ---- the launcher ----
+
+std::filesystem::path self() {
+  return std::filesystem::read_symlink("/proc/self/exe");
+}
+
+struct Finished {
+  int exit_code = -1;
+  std::string output;
+};
+
+Finished start(const std::string& before, const std::string& role, const std::string& arguments) {
+  const std::string command =
+      fmt::format("{}={} {} '{}' {} 2>&1", kRole, role, before, self().string(), arguments);
+  Finished finished;
+  FILE* pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) return finished;
+  std::array<char, 4096> buffer;
+  for (size_t n; (n = fread(buffer.data(), 1, buffer.size(), pipe)) > 0;)
+    finished.output.append(buffer.data(), n);
+  const int status = pclose(pipe);
+  if (WIFEXITED(status)) finished.exit_code = WEXITSTATUS(status);
+  return finished;
+}
+
+std::string mpirun(int ranks) {
+  return fmt::format(
+      "OMP_NUM_THREADS=1 mpirun --allow-run-as-root --oversubscribe --bind-to none --timeout 120 "
+      "-np {} ",
+      ranks);
+}
+
+std::string fake_nccl() {
+  return "LD_PRELOAD=" + (self().parent_path() / "libfake_nccl.so").string();
+}
+
+class Launch : public testing::TestWithParam<int> {
+ protected:
+  void SetUp() override {
+    if (visible_gpus().empty()) GTEST_SKIP() << "no GPU";
+    if (!nccl_is_built()) GTEST_SKIP() << "no NCCL";
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Ranks, Launch, testing::Values(2, 3, 4));
+
+TEST_P(Launch, SharingOneGpu) {
+  const Finished finished =
+      start(mpirun(GetParam()) + "-x " + fake_nccl(), "share", "--gtest_filter='InRanks*'");
+  EXPECT_EQ(finished.exit_code, 0) << finished.output;
+}
+
+TEST_P(Launch, OneGpuEach) {
+  const size_t ranks = static_cast<size_t>(GetParam()), gpus = visible_gpus().size();
+  if (gpus < ranks) GTEST_SKIP() << ranks << " GPUs are needed, there are " << gpus;
+  const Finished finished = start(mpirun(GetParam()), "own", "--gtest_filter='InRanks*'");
+  EXPECT_EQ(finished.exit_code, 0) << finished.output;
+}
+
+class LaunchOnce : public Launch {};
+INSTANTIATE_TEST_SUITE_P(Ranks, LaunchOnce, testing::Values(1));
+
+TEST_P(LaunchOnce, AFailureNamesTheCall) {
+  for (const char* call : {"ncclCommInitRank", "ncclAllGather"}) {
+    const Finished finished =
+        start(fmt::format("FAKE_NCCL_FAILS={} {}", call, fake_nccl()), "alone", "");
+    EXPECT_EQ(finished.exit_code, 70) << finished.output;
+    EXPECT_NE(
+        finished.output.find(fmt::format("utrain: error: {}: fake failure: asked for (", call)),
+        std::string::npos)
+        << finished.output;
+  }
+}
+
+TEST_P(LaunchOnce, RanksThatDoNotComeAreNotWaitedForForEver) {
+  const Finished finished = start(fake_nccl(), "one_of_two", "");
+  EXPECT_EQ(finished.exit_code, 70) << finished.output;
+  EXPECT_NE(finished.output.find("ncclCommInitRank: rank 0 of 2 waited 1 s for the others"),
+            std::string::npos)
+      << finished.output;
+}
+
+int run_role(const std::string& role, int argc, char** argv) {
+  try {
+    if (role == "alone" || role == "one_of_two") {
+      Device gpu;
+      const int size = role == "alone" ? 1 : 2;
+      make_nccl_collectives(nccl_unique_id(), 0, size, gpu.backend(), {.timeout_s = 1});
+      return 0;
+    }
+    World session(&argc, &argv);
+    world = &session;
+    if (role == "own") device = world->local_rank();
+    return RUN_ALL_TESTS();
+  } catch (const Error& error) {
+    fmt::print(stderr, "utrain: error: {}\n", error.what());
+    return static_cast<int>(error.code());
+  }
+}
+
+}  // namespace
+}  // namespace utrain
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  const char* role = std::getenv(utrain::kRole);
+  if (role != nullptr) return utrain::run_role(role, argc, argv);
+  std::string& filter = testing::GTEST_FLAG(filter);
+  filter += filter.find('-') == std::string::npos ? "-InRanks*" : ":InRanks*";
+  return RUN_ALL_TESTS();
+}
