@@ -67,4 +67,17 @@ inline constexpr double kF16AttentionGradient = 2e-6, kF16LargeScores = 1e-5;
 // float32 sums of some thousand terms.
 inline constexpr double kFloatLongSums = 1e-11;
 
+// The program on a GPU in float32, where dense products sum in other orders than on the CPU;
+// against tests/golden, and with dropout against the CPU. Units as for kGolden... above.
+inline constexpr double kCudaGoldenLogits = 3e-5;    // [2.5e-6]
+inline constexpr double kCudaGoldenLoss = 3e-6;      // that of the curve, which has more steps
+inline constexpr double kCudaGoldenGradient = 2e-5;  // [1.3e-6]
+inline constexpr double kCudaGoldenCurve = 3e-6;     // [2.8e-7]
+inline constexpr double kCudaGoldenAdapter = 1e-4;   // [7.6e-6]
+// bf16 and f16 beside float32. What is promised: each loss of a curve within 0.2 %, the cosine of
+// each gradient tensor at least 0.998, and the loss a whole training ends with within 1 %.
+inline constexpr double kHalfCurve = 2e-3;
+inline constexpr double kHalfGradientCosine = 2e-3;  // 1 - cosine
+inline constexpr double kHalfFinalLoss = 1e-2;
+
 }  // namespace utrain::tolerance

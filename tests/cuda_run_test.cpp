@@ -1,0 +1,244 @@
+// The whole program on one GPU: the golden cases in float32, the curve and the gradients in bf16
+// and f16 beside them, dropout against the CPU, equal runs with equal bits, the quickstart, and
+// refusals that need a GPU. Cases for more GPUs than there are skip visibly, as all do without any.
+#include <numeric>
+
+#include "backend.h"
+#include "comm/nccl_collectives.h"
+#include "golden_case.h"
+#include "launch.h"
+
+namespace utrain {
+namespace {
+
+using Words = std::vector<std::string>;
+
+const std::string kOnGpu = "--run.backend=cuda", kShared = "--parallel.collectives=mpi";
+
+size_t n_gpus() {
+  return visible_gpus().size();
+}
+
+constexpr GoldenBounds kBounds = {tolerance::kCudaGoldenLogits, tolerance::kCudaGoldenLoss,
+                                  tolerance::kCudaGoldenGradient, tolerance::kCudaGoldenCurve,
+                                  tolerance::kCudaGoldenAdapter};
+
+class CudaGolden : public GoldenCase {
+ protected:
+  void SetUp() override {
+    if (n_gpus() == 0) GTEST_SKIP() << "no GPU";
+    if (GetParam().collectives == "nccl") {
+      if (!nccl_is_built()) GTEST_SKIP() << "built without NCCL";
+      if (n_gpus() < static_cast<size_t>(GetParam().ranks))
+        GTEST_SKIP() << "needs " << GetParam().ranks << " GPUs";
+    }
+    GoldenCase::SetUp();
+  }
+};
+
+TEST_P(CudaGolden, TrainsAsTransformersAndPeft) {
+  expect_training(kBounds, {kOnGpu});
+}
+
+TEST_P(CudaGolden, HasTheirLogitsLossAndGradients) {
+  expect_dump(kBounds, {kOnGpu});
+}
+
+std::vector<GoldenVariant> golden_variants() {
+  std::vector<GoldenVariant> all;
+  for (const char* name : {"llama", "qwen2"}) {
+    all.push_back({name});
+    all.push_back({name, 1, 2});
+    all.push_back({name, 1, 2, true, "mlp"});
+    all.push_back({name, 1, 4, false, "block"});
+    all.push_back({name, 4, 1, false, "none", "mpi"});
+    all.push_back({name, 3, 2, true, "block", "mpi"});
+  }
+  for (const char* name : {"mistral_window", "qwen3", "llama_bias_rslora", "llama_tied_down"}) {
+    all.push_back({name, 1, 4, false, "none"});
+    all.push_back({name, 1, 2, true, "block"});
+  }
+  for (const int ranks : {1, 2, 4}) all.push_back({"llama", ranks, 1, false, "none", "nccl"});
+  return all;
+}
+INSTANTIATE_TEST_SUITE_P(Float32, CudaGolden, testing::ValuesIn(golden_variants()), text_of);
+
+double one_minus_cosine(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return HUGE_VAL;
+  const auto dot = [](const std::vector<double>& x, const std::vector<double>& y) {
+    return std::inner_product(x.begin(), x.end(), y.begin(), 0.0);
+  };
+  return 1.0 - dot(a, b) / std::sqrt(dot(a, a) * dot(b, b));
+}
+
+struct Result {
+  std::vector<Json> lines;
+  std::string dir;
+
+  std::vector<double> of(std::string_view key) const { return curve(lines, key); }
+  SafetensorsFile adapter() const {
+    return SafetensorsFile(dir + "/adapter/adapter_model.safetensors");
+  }
+  // All but times.
+  std::string text() const {
+    std::string text;
+    for (const Json& line : lines) {
+      for (const auto& [key, value] : line.as_object())
+        if (key != "step_ms" && key != "tokens_per_second") text += key + to_text(value) + " ";
+      text += "\n";
+    }
+    return text;
+  }
+};
+
+class CudaRun : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (n_gpus() == 0) GTEST_SKIP() << "no GPU";
+  }
+  static void TearDownTestSuite() { worst_.print_and_forget(); }
+
+  Result run(int ranks, const Words& arguments) {
+    const std::string run_dir = dir_ / fmt::format("run{}", n_runs_++);
+    Words words = arguments;
+    words.push_back("--run.dir=" + run_dir);
+    const Outcome outcome = launch(ranks, words);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.text();
+    return {read_metrics(run_dir + "/metrics.jsonl"), run_dir};
+  }
+  // The arguments of a golden case and more.
+  Words golden(const std::string& name, const Words& more) {
+    const std::string path = dir_ / (name + ".toml");
+    write_bytes(path, golden_input(name, dir_ / "run"));
+    Words words = {path};
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  }
+  // One error line, from one rank, that says where, what, and what to do.
+  void expect_refused(int ranks, const Words& arguments, const std::string& text) {
+    const Outcome outcome = launch(ranks, arguments);
+    EXPECT_EQ(outcome.exit_code, 2) << outcome.text();
+    ASSERT_EQ(outcome.error_lines().size(), 1u) << outcome.text();
+    EXPECT_NE(outcome.error_lines()[0].find(text), std::string::npos) << outcome.text();
+    EXPECT_NE(outcome.error_lines()[0].find("; "), std::string::npos) << outcome.text();
+  }
+
+  TempDir dir_;
+  int n_runs_ = 0;
+  static inline WorstErrors worst_;
+};
+
+TEST_F(CudaRun, DropoutIsThatOfTheCpu) {
+  for (const char* name : {"llama", "mistral_window", "llama_bias_rslora"}) {
+    SCOPED_TRACE(name);
+    const auto with_backend = [&](const std::string& backend) {
+      return golden(name, {backend, "--lora.dropout=0.1", "--data.packing=true",
+                           "--train.micro_batch_size=3", "--data.shuffle=true"});
+    };
+    const Result wanted = run(kAlone, with_backend("--run.backend=cpu"));
+    const Result found = run(kAlone, with_backend(kOnGpu));
+    for (const char* key : {"loss", "grad_norm"})
+      worst_.expect_curve(key, found.of(key), wanted.of(key), tolerance::kCudaGoldenCurve);
+    worst_.expect_adapter(found.adapter(), wanted.adapter(), tolerance::kCudaGoldenAdapter);
+
+    const SafetensorsFile golden_file(golden_path(name) + "/golden.safetensors");
+    EXPECT_GT(relative_error(found.of("loss"), values_of(golden_file, "curve.loss")), 1e-4)
+        << "dropout acts";
+  }
+}
+
+TEST_F(CudaRun, EqualRunsHaveEqualBits) {
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    for (const int ranks : {1, 2}) {
+      SCOPED_TRACE(fmt::format("{}, {} ranks", dtype, ranks));
+      const Words arguments =
+          golden("llama", {kOnGpu, kShared, fmt::format("--model.dtype={}", dtype),
+                           "--lora.dropout=0.1", "--train.micro_batch_size=2"});
+      const Result first = run(ranks, arguments), second = run(ranks, arguments);
+      EXPECT_EQ(first.lines.size(), 10u);
+      EXPECT_EQ(first.text(), second.text());
+      EXPECT_TRUE(read_bytes(first.adapter().path()) == read_bytes(second.adapter().path()));
+    }
+  }
+}
+
+TEST_F(CudaRun, HalfPrecisionFollowsFloat32) {
+  for (const char* name : {"llama", "qwen2"}) {
+    const SafetensorsFile wanted(golden_path(name) + "/golden.safetensors");
+    for (const std::string dtype : {"bfloat16", "float16"}) {
+      SCOPED_TRACE(fmt::format("{} {}", name, dtype));
+      const std::string dump = dir_ / fmt::format("{}.{}", name, dtype);
+      const Words arguments = golden(name, {kOnGpu, "--model.dtype=" + dtype});
+      worst_.expect_curve(dtype + " loss", run(kAlone, arguments).of("loss"),
+                          values_of(wanted, "curve.loss"), tolerance::kHalfCurve);
+
+      Words dumping = arguments;
+      dumping.insert(dumping.end(), {"--dump", dump});
+      const Outcome outcome = launch(kAlone, dumping);
+      ASSERT_EQ(outcome.exit_code, 0) << outcome.text();
+      const SafetensorsFile found(dump);
+      size_t n_gradients = 0;
+      for (const auto& [tensor, stored] : wanted.tensors()) {
+        if (!tensor.starts_with("grad.")) continue;
+        ++n_gradients;
+        worst_.expect_within(dtype + " gradient, 1 - cosine",
+                             one_minus_cosine(values_of(found, tensor), values_of(wanted, tensor)),
+                             tolerance::kHalfGradientCosine, tensor);
+      }
+      EXPECT_GT(n_gradients, 0u);
+    }
+  }
+}
+
+TEST_F(CudaRun, QuickstartLearnsInBf16AsInFloat32) {
+  const std::string input = source_dir() + "/input";
+  const auto learn = [&](const std::string& dtype) {
+    return run(kAlone, {input + "/quickstart.toml", kOnGpu, "--model.dtype=" + dtype,
+                        "--model.path=" + input + "/models/tiny-llama",
+                        "--data.train=" + input + "/data/definitions_train.h5",
+                        "--data.eval=" + input + "/data/definitions_eval.h5", "--eval.every=250"});
+  };
+  const auto end = [](const std::vector<double>& losses) {
+    return losses.size() < 10 ? std::nan("")
+                              : std::accumulate(losses.end() - 10, losses.end(), 0.0) / 10.0;
+  };
+  const Result wide = learn("float32"), narrow = learn("bfloat16");
+  ASSERT_EQ(wide.of("loss").size(), 250u);
+  ASSERT_EQ(narrow.of("eval_loss").size(), 1u);
+  EXPECT_LT(end(wide.of("loss")), 3.4) << "from 5.8";
+  const auto expect_close = [&](const std::string& what, double found, double wanted) {
+    worst_.expect_within("quickstart " + what, relative_error({found}, {wanted}),
+                         tolerance::kHalfFinalLoss, fmt::format("{} beside {}", found, wanted));
+  };
+  expect_close("loss", end(narrow.of("loss")), end(wide.of("loss")));
+  expect_close("eval loss", narrow.of("eval_loss")[0], wide.of("eval_loss")[0]);
+}
+
+TEST_F(CudaRun, MoreRanksThanGpusAreRefused) {
+  const int ranks = static_cast<int>(n_gpus()) + 1;
+  for (const char* collectives : {"auto", "nccl"}) {
+    SCOPED_TRACE(collectives);
+    if (collectives == std::string("nccl") && !nccl_is_built()) continue;
+    expect_refused(ranks,
+                   golden("llama", {kOnGpu, fmt::format("--parallel.collectives={}", collectives)}),
+                   "parallel.collectives = \"mpi\"");
+  }
+}
+
+// Also without a GPU.
+TEST(CudaRefusal, NoGpuIsVisible) {
+  const TempDir dir;
+  const std::string input = dir / "input.toml";
+  write_bytes(input, golden_input("llama", dir / "run") + "backend = \"cuda\"\n");
+  for (const int ranks : {kAlone, 2}) {
+    const Outcome outcome = launch(ranks, {input});  // which hides them
+    EXPECT_EQ(outcome.exit_code, 2) << outcome.text();
+    ASSERT_EQ(outcome.error_lines().size(), 1u) << outcome.text();
+    EXPECT_NE(outcome.error_lines()[0].find("run.backend"), std::string::npos) << outcome.text();
+    EXPECT_NE(outcome.error_lines()[0].find("run.backend = \"cpu\""), std::string::npos);
+    EXPECT_FALSE(std::filesystem::exists(dir / "run"));
+  }
+}
+
+}  // namespace
+}  // namespace utrain
