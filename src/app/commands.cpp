@@ -15,7 +15,7 @@
 #include "app/run_directory.h"
 #include "app/version.h"
 #include "config/print.h"
-#include "core/host_memory.h"
+#include "core/process.h"
 #include "io/file.h"
 #include "train/choose_recompute.h"
 
@@ -74,8 +74,13 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
     p.policy = choose_recompute(*p.job, backend, collectives, p.machine.memory_budget);
     p.trainer = std::make_unique<Trainer>(*p.job, backend, collectives, p.policy);
   });
-  p.facts = {p.machine.description, backend.dtype(), world.size(),
-             world.n_nodes(),       world.hosts(),   p.machine.gpus};
+  p.facts = {p.machine.description,
+             backend.dtype(),
+             world.size(),
+             world.n_nodes(),
+             world.hosts(),
+             p.machine.gpus,
+             backend.reserve_bytes() + collectives.reserve_bytes()};
   if (world.rank() == 0) {
     fmt::print("{}",
                start_table(*p.job, p.facts, p.trainer->arena(), p.policy, p.trainer->adapters()));
@@ -88,9 +93,8 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
 // and the progress.
 class Run {
  public:
-  Run(Prepared& prepared, const World& world, Clock::time_point start, int64_t n_steps,
-      bool dry_run)
-      : p_(prepared), world_(world), start_(start), n_steps_(n_steps), dry_run_(dry_run) {
+  Run(Prepared& prepared, const World& world, int64_t n_steps, bool dry_run)
+      : p_(prepared), world_(world), n_steps_(n_steps), dry_run_(dry_run) {
     const Config& c = p_.job->config;
     world_.first_rank([&] { directory_.emplace(c.run.dir, c.run.overwrite, dry_run_); });
     if (world_.rank() == 0) progress_.emplace(n_steps_, c.log.every, c.is_given("log.every"));
@@ -98,7 +102,7 @@ class Run {
 
   void train() {
     const int64_t every = p_.job->config.eval.every;
-    totals_.start_seconds = seconds_since(start_);
+    totals_.start_seconds = seconds_since_exec();
     for (int64_t step = 1; step <= n_steps_; ++step) {
       const bool evaluates =
           p_.job->has_eval() && ((every > 0 && step % every == 0) || step == n_steps_);
@@ -128,7 +132,7 @@ class Run {
 
   void finish(ExitCode code) {
     totals_.exit_code = static_cast<int>(code);
-    totals_.wall_seconds = seconds_since(start_);
+    totals_.wall_seconds = seconds_since_exec();
     const std::vector<double> peaks = world_.gather(static_cast<double>(peak_memory()));
     totals_.peak_memory = static_cast<int64_t>(*std::max_element(peaks.begin(), peaks.end()));
     world_.first_rank([&] {
@@ -158,12 +162,16 @@ class Run {
   }
 
   void count(const StepStats& s) {
-    if (totals_.steps++ == 0) totals_.first_loss = s.loss;
+    if (totals_.steps++ == 0) {
+      totals_.first_loss = s.loss;
+      totals_.first_step_seconds = totals_.start_seconds + s.seconds;
+    }
     totals_.last_loss = s.loss;
     totals_.skipped += s.skipped ? 1 : 0;
     totals_.tokens += s.tokens;
     totals_.target_tokens += s.target_tokens;
     totals_.step_seconds += s.seconds;
+    totals_.model_flops += s.model_flops;
   }
 
   void evaluate(int64_t step) {
@@ -187,7 +195,6 @@ class Run {
 
   Prepared& p_;
   const World& world_;
-  Clock::time_point start_;
   int64_t n_steps_;
   bool dry_run_;  // nothing is written but metrics
   std::optional<RunDirectory> directory_;
@@ -196,13 +203,13 @@ class Run {
   int bad_steps_ = 0;  // in a row, up to the last one known
 };
 
-void train(const CommandLine& command_line, const World& world, Clock::time_point start) {
+void train(const CommandLine& command_line, const World& world) {
   Prepared p = prepare(command_line, world);
   const bool dry = command_line.dry_run > 0;
   const int64_t n_steps =
       dry ? std::min(command_line.dry_run, p.job->total_steps) : p.job->total_steps;
   world.together([&] { p.trainer->load(); });
-  Run run(p, world, start, n_steps, dry);  // last, so that nothing is written where loading fails
+  Run run(p, world, n_steps, dry);  // last, so that nothing is written where loading fails
   run.train();
   if (!dry) run.save();
   run.finish(ExitCode::done);
@@ -225,7 +232,6 @@ std::string text_without_ranks(const CommandLine& command_line) {
 }
 
 ExitCode run_command(const CommandLine& command_line, const World& world) {
-  const auto start = Clock::now();
   if (command_line.command == Command::print_config) {
     world.together([&] {
       const Config config = read_config(command_line.input, command_line.overrides);
@@ -240,7 +246,7 @@ ExitCode run_command(const CommandLine& command_line, const World& world) {
     world.together([&] { p.trainer->load(); });
     write_dump(command_line.dump, *p.job, *p.trainer, world);
   } else {
-    train(command_line, world, start);
+    train(command_line, world);
   }
   return ExitCode::done;
 }

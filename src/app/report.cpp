@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <set>
 
+#include "app/peak_flops.h"
 #include "app/progress.h"
 #include "app/version.h"
 #include "config/print.h"
@@ -43,6 +45,36 @@ std::string text_of_hosts(const RunFacts& facts) {
   return text;
 }
 
+double peak_of_all(const RunFacts& facts) {
+  double peak = 0.0;
+  for (const std::string& gpu : facts.gpus) {
+    const double of_gpu = peak_flops(gpu, facts.dtype);
+    if (of_gpu == 0.0) return 0.0;  // a share of an unknown peak tells nothing
+    peak += of_gpu;
+  }
+  return peak;
+}
+
+// "2 x NVIDIA H100 80GB HBM3, 1 x ..."
+std::string text_of_gpus(const RunFacts& facts) {
+  std::map<std::string, int> counts;
+  for (const std::string& gpu : facts.gpus) ++counts[gpu];
+  std::string text;
+  for (const auto& [gpu, n] : counts)
+    text += fmt::format("{}{} x {}", text.empty() ? "" : ", ", n, gpu);
+  return text;
+}
+
+// "412 TFLOP/s"
+std::string text_of_flops(double flops) {
+  return flops >= 1e12 ? fmt::format("{:.4g} TFLOP/s", 1e-12 * flops)
+                       : fmt::format("{:.3g} GFLOP/s", 1e-9 * flops);
+}
+
+double per_second(double amount, const RunTotals& totals) {
+  return totals.step_seconds > 0.0 ? amount / totals.step_seconds : 0.0;
+}
+
 }  // namespace
 
 std::string start_table(const Job& job, const RunFacts& facts, const Arena& arena,
@@ -67,6 +99,14 @@ std::string start_table(const Job& job, const RunFacts& facts, const Arena& aren
   row("ranks", fmt::format("{} on {} node{} ({}), backend {}, {}", facts.ranks, facts.n_nodes,
                            facts.n_nodes == 1 ? "" : "s", text_of_hosts(facts), facts.backend,
                            name_of(facts.dtype)));
+  if (!facts.gpus.empty()) {
+    const double peak = peak_of_all(facts);
+    row("gpus", fmt::format("{} for {} rank{}{}", text_of_gpus(facts), facts.ranks,
+                            facts.ranks == 1 ? "" : "s",
+                            peak > 0.0 ? fmt::format(", peak {:.0f} TFLOP/s in {}", 1e-12 * peak,
+                                                     name_of(facts.dtype))
+                                       : ""));
+  }
   const auto data_row = [&](const char* name, const std::string& path, const Rows& rows) {
     row(name, fmt::format("{}: {} documents in {} rows, {} tokens, {} targets", path,
                           text_of_count(static_cast<double>(rows.n_documents_kept)),
@@ -82,6 +122,8 @@ std::string start_table(const Job& job, const RunFacts& facts, const Arena& aren
   std::string memory = fmt::format("{} a rank:", text_of_bytes(arena.bytes()));
   for (const MemoryClass m : kMemoryClasses)
     memory += fmt::format(" {} {}", name_of(m), text_of_bytes(arena.bytes(m)));
+  if (facts.reserve_bytes > 0)
+    memory += fmt::format("; besides, libraries hold {}", text_of_bytes(facts.reserve_bytes));
   row("memory", memory);
   for (const std::string& warning : job.warnings) row("warning", warning);
   return out;
@@ -100,7 +142,7 @@ std::string summary_json(const Job& job, const RunFacts& facts, const Trainer& t
   Json gpus = Json::array();
   for (const std::string& gpu : facts.gpus) gpus.push_back(gpu);
   Json seconds = Json::object();
-  seconds.set("start", totals.start_seconds);
+  seconds.set("start", totals.start_seconds).set("first_step", totals.first_step_seconds);
   for (size_t i = 0; i < kPhaseNames.size(); ++i) {
     seconds.set(kPhaseNames[i], trainer.phase_seconds(static_cast<Phase>(i)));
   }
@@ -121,8 +163,9 @@ std::string summary_json(const Job& job, const RunFacts& facts, const Trainer& t
   if (totals.n_evaluations > 0) {
     s.set("first_eval_loss", totals.first_eval_loss).set("last_eval_loss", totals.last_eval_loss);
   }
-  s.set("tokens_per_second",
-        totals.step_seconds > 0.0 ? static_cast<double>(totals.tokens) / totals.step_seconds : 0.0);
+  s.set("tokens_per_second", per_second(static_cast<double>(totals.tokens), totals));
+  const double flops = per_second(totals.model_flops, totals), peak = peak_of_all(facts);
+  s.set("model_flops_per_second", flops).set("mfu", peak > 0.0 ? Json(flops / peak) : Json());
   s.set("seconds", seconds).set("peak_memory_bytes", memory);
   s.set("adapter", totals.adapter_path.empty() ? Json() : Json(totals.adapter_path))
       .set("exit_code", totals.exit_code);
@@ -135,14 +178,18 @@ std::string end_summary(const Job& job, const RunFacts& facts, const Trainer& tr
   const auto row = [&](const char* name, const std::string& text) {
     out += fmt::format("  {:<11}{}\n", name, text);
   };
-  const double rate =
-      totals.step_seconds > 0.0 ? static_cast<double>(totals.tokens) / totals.step_seconds : 0.0;
+  const double rate = per_second(static_cast<double>(totals.tokens), totals);
+  const double flops = per_second(totals.model_flops, totals), peak = peak_of_all(facts);
   out += fmt::format("utrain finished: {} of {} steps in {}\n", totals.steps, job.total_steps,
                      text_of_seconds(totals.wall_seconds));
   row("speed", fmt::format("{} tokens/s ({} a rank), {} tokens, {} of them targets",
                            text_of_count(rate), text_of_count(rate / facts.ranks),
                            text_of_count(static_cast<double>(totals.tokens)),
                            text_of_count(static_cast<double>(totals.target_tokens))));
+  row("work", fmt::format("{} of model FLOPs{}", text_of_flops(flops),
+                          peak > 0.0 ? fmt::format(", MFU {:.1f} % of {:.0f} TFLOP/s",
+                                                   100.0 * flops / peak, 1e-12 * peak)
+                                     : ""));
   row("loss",
       fmt::format("{:.4f} -> {:.4f}{}{}", totals.first_loss, totals.last_loss,
                   totals.n_evaluations > 0
@@ -150,7 +197,9 @@ std::string end_summary(const Job& job, const RunFacts& facts, const Trainer& tr
                                     totals.last_eval_loss)
                       : "",
                   totals.skipped > 0 ? fmt::format(", {} steps skipped", totals.skipped) : ""));
-  std::string split = fmt::format("start {}", text_of_seconds(totals.start_seconds));
+  std::string split =
+      fmt::format("start {}, first step done after {}", text_of_seconds(totals.start_seconds),
+                  text_of_seconds(totals.first_step_seconds));
   for (size_t i = 0; i < kPhaseNames.size(); ++i) {
     split += fmt::format(", {} {}", kPhaseNames[i],
                          text_of_seconds(trainer.phase_seconds(static_cast<Phase>(i))));

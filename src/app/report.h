@@ -18,6 +18,7 @@ struct RunFacts {
   int n_nodes = 1;
   std::vector<std::string> hosts;  // [ranks]
   std::vector<std::string> gpus;   // [ranks] names; none on the CPU
+  int64_t reserve_bytes = 0;       // of a GPU, besides the planned memory: libraries' workspace
 };
 
 std::string start_table(const Job& job, const RunFacts& facts, const Arena& arena,
@@ -30,7 +31,9 @@ struct RunTotals {
   double first_loss = 0.0, last_loss = 0.0;
   double first_eval_loss = 0.0, last_eval_loss = 0.0;
   int64_t n_evaluations = 0;
-  double start_seconds = 0.0;  // from exec to the first step
+  double model_flops = 0.0;         // of all steps and ranks: model/flops.h
+  double start_seconds = 0.0;       // from exec to the first step
+  double first_step_seconds = 0.0;  // from exec to its end
   double save_seconds = 0.0;
   double wall_seconds = 0.0;  // from exec
   int64_t peak_memory = 0;    // bytes, largest rank, as the operating system counts

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/convert.h"
+#include "model/flops.h"
 #include "train/schedule.h"
 
 namespace utrain {
@@ -79,6 +80,7 @@ std::vector<StepStats> Trainer::train_step(int64_t step) {
   now.stats.lr = lr;
   now.stats.target_tokens = batch.n_targets;
   now.stats.tokens = batch.n_tokens;
+  now.stats.model_flops = flops_of(batch);
   under_way_.push_back(now);
   return collect(backend_.is_asynchronous() ? 1 : 0);
 }
@@ -123,6 +125,15 @@ void Trainer::accumulate_gradients(const BatchPlan::Step& batch) {
     if (&rows == &passes.back()) layer_done = [&](int64_t l) { reduction_.layer_is_final(l); };
     model_.loss_and_backward(loss_, tokens, dloss, layer_done);
   }
+}
+
+double Trainer::flops_of(const BatchPlan::Step& batch) const {
+  std::vector<int64_t> lengths;
+  for (const int64_t row : batch.rows) {
+    for (const Piece& piece : job_.train_rows.rows[static_cast<size_t>(row)])
+      lengths.push_back(piece.length);
+  }
+  return model_flops(job_.architecture, job_.lora, lengths, batch.n_targets);
 }
 
 EvalStats Trainer::evaluate(const std::function<void()>& tick) {

@@ -25,6 +25,7 @@ struct StepStats {
   double grad_norm = 0.0;  // before clipping
   double lr = 0.0;
   int64_t target_tokens = 0, tokens = 0;  // of the global batch
+  double model_flops = 0.0;               // likewise: model/flops.h
   double seconds = 0.0;
   bool skipped = false;  // loss or norm not finite: no update
 };
@@ -76,6 +77,7 @@ class Trainer {
     int64_t state, start, accumulated, reduced, end;
   };
   void accumulate_gradients(const BatchPlan::Step& batch);
+  double flops_of(const BatchPlan::Step& batch) const;
   std::vector<StepStats> collect(size_t under_way);
   void add_seconds(Phase phase, double seconds);
   double loss_on_host() const;

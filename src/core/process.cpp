@@ -1,10 +1,15 @@
-#include "core/host_memory.h"
+#include "core/process.h"
 
 #include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
+#include <iterator>
 #include <limits>
+#include <sstream>
 #include <string>
 
 namespace utrain {
@@ -57,6 +62,19 @@ int64_t peak_memory() {
   rusage usage = {};
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<int64_t>(usage.ru_maxrss) * 1024;
+}
+
+double seconds_since_exec() {
+  // Field 22, counted behind the name in parentheses, which may hold anything: ticks after boot.
+  std::ifstream file("/proc/self/stat");
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  std::istringstream fields(text.substr(std::min(text.size(), text.rfind(')') + 2)));
+  std::string field;
+  for (int i = 3; i <= 22; ++i) fields >> field;
+  timespec now = {};
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec) -
+         std::atof(field.c_str()) / static_cast<double>(sysconf(_SC_CLK_TCK));
 }
 
 }  // namespace utrain

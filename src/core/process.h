@@ -1,0 +1,13 @@
+// What the operating system knows of this process: memory it may take, in bytes, and its age.
+#pragma once
+
+#include <cstdint>
+
+namespace utrain {
+
+int64_t available_memory();   // what the kernel calls available, or what is left of the cgroup's
+                              // limit if that is less
+int64_t peak_memory();        // largest resident set of this process so far
+double seconds_since_exec();  // since the process was started, before MPI and all libraries
+
+}  // namespace utrain
