@@ -31,7 +31,15 @@ class Collectives {
   // after that sees the sums of all that was begun. Calls begun are numbered and done in the order
   // of their beginning; other collectives may stand between begin and finish and keep their place.
   virtual void begin_all_reduce_sum(const Tensor& x) { all_reduce_sum(x); }
+  virtual void begin_reduce_scatter_sum(const Tensor& shard, const Tensor& x) {
+    reduce_scatter_sum(shard, x);
+  }
+  virtual void begin_all_gather(const Tensor& whole, const Tensor& shard) {
+    all_gather(whole, shard);
+  }
   virtual void finish() {}
+  // As finish(), for the call of this number and those before it; they may be long done.
+  virtual void wait(int64_t /*number*/) { finish(); }
   // shard [1, own slice] = that slice of the sum over ranks of x [1, n]. x is kept; shard may be
   // that slice of x.
   virtual void reduce_scatter_sum(const Tensor& shard, const Tensor& x) = 0;
