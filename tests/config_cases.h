@@ -150,12 +150,10 @@ inline const std::vector<Case>& not_in_this_version() {
       {"[parallel]\nshard_group = \"node\"", {"in.toml:2:15: parallel.shard_group"}},
       {"[parallel]\noffload_optimizer = true", {"in.toml:2:21: parallel.offload_optimizer"}},
       {"[parallel]\noffload_params = true", {"in.toml:2:18: parallel.offload_params"}},
-      {"[parallel]\ncollectives = \"nccl\"", {"in.toml:2:15: parallel.collectives"}},
       {"[checkpoint]\nevery = 100", {"in.toml:2:9: checkpoint.every"}},
       {"[checkpoint]\nkeep = 5", {"in.toml:2:8: checkpoint.keep"}},
       {"[checkpoint]\nresume = \"run/checkpoints/step-1\"", {"in.toml:2:10: checkpoint.resume"}},
       {"[log]\ntensorboard = true", {"in.toml:2:15: log.tensorboard"}},
-      {"[run]\ngpu_memory_gb = 40", {"in.toml:2:17: run.gpu_memory_gb"}},
       {"[run]\nhang_timeout = 60", {"in.toml:2:16: run.hang_timeout"}},
       {"[run]\nmax_hours = 1.5", {"in.toml:2:13: run.max_hours"}},
   };

@@ -121,11 +121,10 @@ TEST(InputFile, RefusesWhatIsNotInThisVersion) {
     const std::string value = value_text(key, Config{});
     EXPECT_EQ(problems(fmt::format("[{}]\n{} = {}", key.section(), key.key(), value)), "");
   }
-  EXPECT_EQ(
-      problems(
-          "[parallel]\ncollectives=\"mpi\"\n[run]\nbackend=\"cpu\"\n[model]\ndtype=\"float32\"\n"
-          "[checkpoint]\nresume=\"never\"\n[train]\nrecompute=\"block\""),
-      "");
+  EXPECT_EQ(problems("[parallel]\ncollectives=\"nccl\"\n[run]\nbackend=\"cuda\"\ngpu_memory_gb="
+                     "40\n[model]\ndtype=\"float32\"\n"
+                     "[checkpoint]\nresume=\"never\"\n[train]\nrecompute=\"block\""),
+            "");
 }
 
 TEST(InputFile, AllProblemsInOneGoInTheOrderOfTheFile) {
@@ -315,9 +314,9 @@ TEST(Overrides, AreRefusedByName) {
       {"r", "8", {"--r=8: unknown key; did you mean \"lora.r\"?"}},
       {"train.max_steps", "11", {"--train.max_steps=11: found the override a second time"}},
       {"train.epochs", "1", {"--train.epochs=1: found train.max_steps as well"}},
-      {"parallel.collectives",
-       "nccl",
-       {"--parallel.collectives=nccl: \"nccl\" is not in this version"}},
+      {"parallel.strategy",
+       "zero3",
+       {"--parallel.strategy=zero3: \"zero3\" is not in this version"}},
       {"data.eval", "/no/such", {"--data.eval=/no/such: \"/no/such\" does not exist"}},
       {"data.eval", "\xff", {"not UTF-8"}},
       {"lora.target_modules", "q_proj,", {"lora.target_modules=q_proj,: found the string \"\""}},

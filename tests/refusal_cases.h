@@ -172,6 +172,11 @@ inline std::vector<Refusal> refusals_of_input() {
       wrong_setting("MicroBatchTooLarge", "train.micro_batch_size", "9000000000", "found"),
       wrong_setting("LaterQuantize", "model.quantize", "\"nf4\"", "not in this version"),
       wrong_setting("LaterStrategy", "parallel.strategy", "\"zero3\"", "not in this version"),
+      {"NcclOnTheCpu", 2, "\"nccl\" is not available on the CPU",
+       [](Sandbox& s) {
+         s.set("run.backend", "\"cpu\""), s.set("parallel.collectives", "\"nccl\"");
+       }},
+      wrong_setting("GpuMemoryNegative", "run.gpu_memory_gb", "-1", "found -1"),
       wrong_setting("LaterCheckpoint", "checkpoint.every", "10", "not in this version"),
       wrong_setting("LaterMethod", "train.method", "\"full\"", "not in this version"),
       wrong_flags("LaterPlan", {"--plan"}, "not in this version"),

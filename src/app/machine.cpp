@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <set>
 
 #include "comm/mpi_collectives.h"
-#include "core/host_memory.h"
+#include "comm/nccl_collectives.h"
+#include "core/process.h"
 #include "parallel/staged_collectives.h"
 
 namespace utrain {
@@ -59,10 +59,59 @@ DType dtype_on_gpu(const std::string& dtype) {
   return DType::bf16;
 }
 
+// The ranks that share this rank's GPU, itself among them; none but itself unless sharing is
+// allowed. Ranks that see one GPU each may still see the same one.
+int ranks_on_gpu(const World& world, const std::string& uuid, bool may_share) {
+  const std::vector<std::string> places = world.gather_text(world.host() + " " + uuid);
+  const auto begin = places.begin(), end = places.end();
+  world.together([&] {
+    for (auto place = begin; place != end && !may_share; ++place) {
+      const auto other = std::find(begin, place, *place);
+      if (other == place) continue;
+      fail(ExitCode::usage, "parallel.collectives",
+           fmt::format("ranks {} and {} are on the same GPU of {}", other - begin, place - begin,
+                       world.hosts()[static_cast<size_t>(place - begin)]),
+           "start at most one rank per GPU, or set parallel.collectives = \"mpi\" to let ranks "
+           "share one");
+    }
+  });
+  return static_cast<int>(std::count(begin, end, places[static_cast<size_t>(world.rank())]));
+}
+
+std::unique_ptr<Collectives> open_nccl(const World& world, Backend& backend) {
+  std::string id;
+  world.first_rank([&] { id = nccl_unique_id(); });
+  id = world.broadcast(std::move(id));
+  std::unique_ptr<Collectives> collectives;
+  world.together(
+      [&] { collectives = make_nccl_collectives(id, world.rank(), world.size(), backend); });
+  return collectives;
+}
+
+// Backend and collectives have taken their memory: what is free now may be planned for. A cap
+// counts theirs.
+int64_t gpu_budget(const Machine& machine, int device, int ranks, double cap_gb) {
+  auto bytes = static_cast<double>(gpu_free_bytes(device)) / ranks;
+  if (cap_gb > 0.0) {
+    const int64_t held = machine.backend->reserve_bytes() + machine.collectives->reserve_bytes();
+    bytes = std::min(bytes, cap_gb * 1e9 - static_cast<double>(held));
+    if (bytes <= 0.0) {
+      fail(ExitCode::usage, "run.gpu_memory_gb",
+           fmt::format("{} GB, of which libraries and communication hold {:.2f} GB", cap_gb,
+                       static_cast<double>(held) * 1e-9),
+           "raise it, or set 0 to take what is free");
+    }
+  }
+  return share_of(static_cast<int64_t>(bytes), 1);
+}
+
 Machine open_cuda(const Config& config, const World& world) {
+  const std::string& wish = config.parallel.collectives;
+  const bool nccl = wish == "nccl" || (wish == "auto" && nccl_is_built() && world.size() > 1);
   Machine machine;
   GpuInfo gpu;
   int device = 0;
+  std::string versions;
   world.together([&] {
     const std::vector<GpuInfo> gpus = visible_gpus();
     set_cpu_threads(threads_of_rank(world));  // of loading
@@ -70,27 +119,24 @@ Machine open_cuda(const Config& config, const World& world) {
     machine.backend =
         make_cuda_backend(dtype_on_gpu(config.model.dtype), device);  // tells what is missing
     gpu = gpus.at(static_cast<size_t>(device));
+    versions = cuda_versions();
   });
-  // Ranks that see one GPU each may still see the same one.
-  const std::vector<std::string> places = world.gather_text(world.host() + " " + gpu.uuid);
-  const auto sharing = static_cast<int>(
-      std::count(places.begin(), places.end(), places[static_cast<size_t>(world.rank())]));
-  const bool any_shared =
-      std::set<std::string>(places.begin(), places.end()).size() < places.size();
+  world.agree("the versions of CUDA and NCCL", versions);
+  const int ranks = ranks_on_gpu(world, gpu.uuid, wish == "mpi");
+  if (nccl)
+    machine.collectives = open_nccl(world, *machine.backend);
+  else
+    machine.collectives = std::make_unique<StagedCollectives>(
+        std::make_unique<MpiCollectives>(world), *machine.backend);
   int64_t budget = 0;
-  world.together([&] {
-    if (any_shared && config.parallel.collectives != "mpi") {
-      fail(ExitCode::usage, "parallel.collectives",
-           fmt::format("{} ranks have fewer GPUs than ranks", world.size()),
-           "start one rank per GPU, or set parallel.collectives = \"mpi\" to let ranks share one");
-    }
-    budget = share_of(gpu_free_bytes(device), sharing);
-  });
-  machine.collectives = std::make_unique<StagedCollectives>(std::make_unique<MpiCollectives>(world),
-                                                            *machine.backend);
+  world.together([&] { budget = gpu_budget(machine, device, ranks, config.run.gpu_memory_gb); });
   machine.memory_budget = -machine.collectives->all_reduce_max(-budget);
   machine.gpus = world.gather_text(gpu.name);
-  machine.description = fmt::format("cuda ({}, driver for CUDA {})", gpu.name, gpu.driver);
+  machine.description = fmt::format("cuda ({}, {:.1f} GB, driver for CUDA {}{})", gpu.name,
+                                    static_cast<double>(gpu.memory_bytes) * 1e-9, gpu.driver,
+                                    nccl               ? ", NCCL " + nccl_version()
+                                    : world.size() > 1 ? ", mpi"
+                                                       : "");
   return machine;
 }
 
