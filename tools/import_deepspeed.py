@@ -1,0 +1,86 @@
+"""Writes the input.toml that corresponds to an Accelerate YAML or a DeepSpeed JSON file, each value with the key it comes from.
+
+What has no counterpart, is left to the Trainer, or contradicts itself is listed at the end of the file and on standard error.
+The file appears whole or not at all. See data/errors.py for the exit codes.
+"""
+import argparse
+import os
+import sys
+
+from data.errors import IO, USAGE, UserError
+from deepspeed.input_text import input_text, remarks
+from deepspeed.translation import translate
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(prog="tools/import_deepspeed",
+                                     description="Translate an Accelerate or DeepSpeed configuration into sections of input.toml.")
+    parser.add_argument("file", metavar="FILE", help="default_config.yaml of Accelerate, or ds_config.json of DeepSpeed")
+    parser.add_argument("-o", "--output", metavar="input.toml", help="file to write (default: standard output)")
+    parser.add_argument("--ranks", type=int, metavar="N", help="ranks that a DeepSpeed file is for; Accelerate's says it")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+    def error(message):
+        raise UserError(USAGE, "command line", message, "see tools/import_deepspeed --help")
+
+    parser.error = error
+    arguments = parser.parse_args(argv)
+    if arguments.ranks is not None and arguments.ranks < 1:
+        error(f"--ranks is {arguments.ranks}, wanted at least 1")
+    output = arguments.output
+    if output is not None:
+        directory = os.path.dirname(os.path.abspath(output))
+        if not os.path.isdir(directory):
+            raise UserError(USAGE, directory, "no such directory", "make it, or write to another")
+        if os.path.isdir(output) or os.path.exists(output) and os.path.realpath(output) == os.path.realpath(arguments.file):
+            raise UserError(USAGE, output, "is a directory, or the input", "name the file to write")
+        if os.path.exists(output) and not arguments.overwrite:
+            raise UserError(USAGE, output, "is there already", "name another file, or say --overwrite")
+    return arguments
+
+
+def write_text(path, text):
+    # In the same directory, since a rename does not cross file systems.
+    temporary = f"{path}.{os.getpid()}.partial"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(IO, path, f"cannot be written ({error.strerror})", "check the space and the rights of its directory")
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def import_deepspeed(arguments):
+    translation = translate(arguments.file, arguments.ranks)
+    text = input_text(translation, arguments.output or "input.toml")
+    if arguments.output is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        write_text(arguments.output, text)
+        print(f"{arguments.output}: {len(translation.settings)} keys from {' and '.join(translation.sources)}")
+    for title, entries in remarks(translation):
+        if entries:
+            print(f"import_deepspeed: {title}", file=sys.stderr)
+            for entry in entries:
+                print(f"  {entry}", file=sys.stderr)
+
+
+def main(argv):
+    try:
+        import_deepspeed(parse_arguments(argv))
+    except UserError as error:
+        print(f"import_deepspeed: error: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
