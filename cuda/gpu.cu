@@ -99,8 +99,7 @@ std::vector<GpuInfo> visible_gpus() {
     CUDA_CHECK(cudaGetDeviceProperties(&properties, static_cast<int>(i)));
     gpus[i] = {properties.name, uuid_of(properties.uuid),
                static_cast<int64_t>(properties.totalGlobalMem),
-               properties.major * 10 + properties.minor,
-               cuda_version(driver_version())};
+               properties.major * 10 + properties.minor, cuda_version(driver_version())};
   }
   return gpus;
 }
