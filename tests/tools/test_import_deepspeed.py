@@ -123,7 +123,8 @@ class ImportDeepSpeed(unittest.TestCase):
 
     def test_every_key_is_somewhere(self):
         """A key of the file is the source of a value, or listed."""
-        content = self.with_keys(wandb={"enabled": True, "project": "p"}, elasticity={"enabled": False}, quantum={"a": [1, {"b": 2}]})
+        content = self.with_keys(wandb={"enabled": True, "project": "p"}, elasticity={"enabled": False},
+                                 quantum={"a": [1, {"b": 2}]})
         _, out, _ = self.translated(content)
 
         def leaves(at, value):
@@ -142,7 +143,8 @@ class ImportDeepSpeed(unittest.TestCase):
             train_batch_size="auto", train_micro_batch_size_per_gpu="auto", optimizer=optimizer, bf16={"enabled": "auto"}, fp16={},
             scheduler={"type": "WarmupLR", "params": {"warmup_max_lr": "auto", "warmup_num_steps": "auto"}}))
         self.assertEqual(settings["train.gradient_accumulation_steps"], "2")
-        for key in ("model.dtype", "train.global_batch_size", "train.micro_batch_size", "train.lr", "train.betas", "train.warmup_steps"):
+        for key in ("model.dtype", "train.global_batch_size", "train.micro_batch_size", "train.lr", "train.betas",
+                    "train.warmup_steps"):
             self.assertNotIn(key, settings)
         self.assertIn('Left to the Trainer ("auto"), so left out here:', err)
         self.assertRegex(err, "(?m)^  optimizer.params.weight_decay: set train.weight_decay$")
@@ -158,8 +160,8 @@ class ImportDeepSpeed(unittest.TestCase):
         self.assertRegex(out, r'strategy = "zero2" +# ds.json: zero_optimization.stage = 2\n')
         self.assertIn("From in.yaml (Accelerate) and ds.json (DeepSpeed)", out)
         self.assertNotIn("Contradictions", out)
-        settings, _, err = self.translated(accelerate.replace("  zero3_init", "  zero_stage: 3\n  gradient_accumulation_steps: 1\n  zero3_init")
-                                           + "mixed_precision: fp16\n")
+        beside = "  zero_stage: 3\n  gradient_accumulation_steps: 1\n  zero3_init"
+        settings, _, err = self.translated(accelerate.replace("  zero3_init", beside) + "mixed_precision: fp16\n")
         self.assertEqual((settings["parallel.strategy"], settings["model.dtype"]), ('"zero2"', '"bfloat16"'))
         for pattern in ("zero_stage, .*beside deepspeed_config_file", "zero_stage = 3, but ds.json: zero_optimization.stage = 2",
                         "gradient_accumulation_steps = 1, but ds.json: gradient_accumulation_steps = 2",
@@ -201,7 +203,8 @@ class ImportDeepSpeed(unittest.TestCase):
                 ({"scheduler": {"type": "WarmupLR", "params": {}}}, "train.schedule", '"constant"'),
                 ({"scheduler": {"type": "OneCycle", "params": {"cycle_max_lr": 1}}}, "train.schedule", None),
                 ({"optimizer": {"type": "Lamb", "params": {"lr": 1}}, "scheduler": {}}, "train.lr", None),
-                ({"optimizer": {"type": "Adam", "params": {"lr": 1, "adam_w_mode": False}}, "scheduler": {}}, "train.lr", None),
+                ({"optimizer": {"type": "Adam", "params": {"lr": 1, "adam_w_mode": False}}, "scheduler": {}}, "train.lr",
+                 None),
                 ({"optimizer": {"type": "Adam", "params": {"lr": "3e-4"}}, "scheduler": {}}, "train.lr", "0.0003"),
                 ({"steps_per_print": float("inf")}, "log.every", None), ({"tensorboard": {"enabled": True}}, "log.tensorboard", "true")):
             with self.subTest(changes=changes):
@@ -252,7 +255,8 @@ class ImportDeepSpeed(unittest.TestCase):
     def test_text_that_would_end_a_comment(self):
         settings, out, _ = self.translated({"train_batch_size": 4, "x\n[run]\ndir": "a\n[lora]\nr = 3\x00", "y": "\u2028z"})
         self.assertEqual(settings, {"train.global_batch_size": "4"})
-        for line in out.split("\n"):
+        named = self.translated({"train_batch_size": 4}, name="in\n[run]\ndir.json")[1]
+        for line in (out + named).split("\n"):
             self.assertTrue(line.isprintable(), line)
 
     def test_output_file(self):

@@ -125,7 +125,8 @@ class Merge(unittest.TestCase):
     def test_values(self):
         """One rounding of W + scaling * B A, for each dtype; what has no adapter keeps its value."""
         case = os.path.join(GOLDEN, "llama_bias_rslora")
-        base, adapter = model_values(os.path.join(case, "model")), values_of(os.path.join(case, "adapter_init/adapter_model.safetensors"))
+        base = model_values(os.path.join(case, "model"))
+        adapter = values_of(os.path.join(case, "adapter_init/adapter_model.safetensors"))
         for dtype, unit in (("float32", 2.0**-24), ("bfloat16", 2.0**-8), ("float16", 2.0**-11)):
             with self.subTest(dtype=dtype):
                 self.merged("--dtype", dtype, "--overwrite", model=os.path.join(case, "model"),
@@ -189,14 +190,15 @@ class Merge(unittest.TestCase):
 
     def test_other_files(self):
         model = self.copy(LLAMA, "m", torch_dtype="float32")
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE", "merges.txt", "pytorch_model.bin",
-                     "README.md"):
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE", "merges.txt",
+                     "pytorch_model.bin", "README.md"):
             with open(os.path.join(model, name), "w", encoding="utf-8") as file:
                 file.write(name)
         out = self.merged(model=model)
         self.assertRegex(out, r"out: 21 tensors, 14 of them merged \(r = 8, scaling = 2\), bfloat16, 266,880 bytes in 1 file, ")
-        self.assertEqual(sorted(os.listdir(self.out)), ["LICENSE", "chat_template.jinja", "config.json", "generation_config.json",
-                                                        "merges.txt", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+        self.assertEqual(sorted(os.listdir(self.out)), [
+            "LICENSE", "chat_template.jinja", "config.json", "generation_config.json", "merges.txt", "model.safetensors",
+            "tokenizer.json", "tokenizer_config.json"])
         with open(os.path.join(self.out, "config.json"), encoding="utf-8") as file:
             config = json.load(file)
         self.assertEqual((config["torch_dtype"], config["dtype"]), ("bfloat16", "bfloat16"))
@@ -226,13 +228,14 @@ class Merge(unittest.TestCase):
         def diverge(values):
             values[first + "B.weight"][0, 0] = np.nan
 
-        for change, pattern in ((rename, "layers.9.self_attn.q_proj.weight found, which the model does not have"),
-                                (lambda v: v.pop(first + "A.weight"), "has lora_B alone"),
-                                (lambda v: [v.pop(first + w) for w in ("A.weight", "B.weight")], r"no adapter of .*\(1 in all\)"),
-                                (lambda v: v.update({first + "B.weight": v[first + "B.weight"].T}), r"the adapter has B \[8, 64\]"),
-                                (lambda v: v.update({first + "magnitude_vector": v.pop(first + "B.weight")}), "magnitude_vector found"),
-                                (lambda v: v.clear(), "holds no tensor"),
-                                (diverge, "not finite")):
+        for change, pattern in (
+                (rename, "layers.9.self_attn.q_proj.weight found, which the model does not have"),
+                (lambda v: v.pop(first + "A.weight"), "has lora_B alone"),
+                (lambda v: [v.pop(first + w) for w in ("A.weight", "B.weight")], r"no adapter of .*\(1 in all\)"),
+                (lambda v: v.update({first + "B.weight": v[first + "B.weight"].T}), r"the adapter has B \[8, 64\]"),
+                (lambda v: v.update({first + "magnitude_vector": v.pop(first + "B.weight")}), "magnitude_vector found"),
+                (lambda v: v.clear(), "holds no tensor"),
+                (diverge, "not finite")):
             shutil.rmtree(self.path("adapter"))
             with self.subTest(pattern=pattern):
                 self.refused(3, pattern, adapter=self.adapter_with(change))

@@ -6,6 +6,7 @@ PINNED = "the buffers in host memory are pinned and sized by the program"
 LAUNCHER = "mpirun or srun starts the ranks"
 RECOMPUTE = "train.recompute chooses what is computed again"
 NO_DISK = "nothing is offloaded to disks"
+NO_TPU = "there is no backend for TPUs"
 COMPRESSED = "what is sent is not compressed; a smaller frozen base is model.quantize"
 OWN_LOG = "metrics.jsonl and summary.json of the run directory have the figures"
 
@@ -69,7 +70,7 @@ REASONS = (
     ("main_process_*", LAUNCHER), ("main_training_function", LAUNCHER), ("rdzv_*", LAUNCHER), ("same_network", LAUNCHER),
     ("mpirun_config.*", LAUNCHER), ("num_cpu_threads_per_process", "OMP_NUM_THREADS sets the threads of a rank"),
     ("gpu_ids", "CUDA_VISIBLE_DEVICES says which GPUs are used"), ("enable_cpu_affinity", "mpirun --bind-to or srun binds ranks"),
-    ("debug", "there is no such mode"), ("tpu*", "there is no backend for TPUs"), ("downcast_bf16", "there is no backend for TPUs"),
+    ("debug", "there is no such mode"), ("tpu*", NO_TPU), ("downcast_bf16", NO_TPU),
     ("command_file", LAUNCHER), ("commands", LAUNCHER),
     ("mixed_precision", "model.dtype is bfloat16, float16 or float32; left out it is auto"),
     ("fp8_config.*", "nothing is computed in 8 bits"),

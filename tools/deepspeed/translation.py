@@ -316,8 +316,9 @@ def settle_batch(out):
     for n, _ in factors:
         product *= n
     if len(factors) == 3 and product != train[0] or train[0] % product:
-        out.contradictions.append(f"{train[1]}, but {' x '.join(source for _, source in factors)} is {product}"
-                                  f"{'' if len(factors) == 3 else ', no divisor of it'}: global_batch_size is taken from the former")
+        no_divisor = "" if len(factors) == 3 else ", no divisor of it"
+        out.contradictions.append(f"{train[1]}, but {' x '.join(source for _, source in factors)} is {product}{no_divisor}: "
+                                  "global_batch_size is taken from the former")
     elif accumulation[0]:
-        out.same.append(f"{accumulation[1]}, as it follows from global_batch_size on {train[0] // (micro[0] or 1) // accumulation[0]} "
-                        f"ranks" if micro[0] else f"{accumulation[1]}, as global_batch_size says the rows of a step")
+        out.same.append(f"{accumulation[1]}, as it follows from global_batch_size"
+                        + (f" on {train[0] // micro[0] // accumulation[0]} ranks" if micro[0] else ""))

@@ -125,7 +125,7 @@ def read_pair(pair):
         tensor = pair[which]
         values = read_rows(tensor, 0, tensor.rows())
         if not is_finite(values, tensor.dtype):
-            raise UserError(BAD_FILE, tensor.path, f"{tensor.name} holds numbers that are not finite", "merge an adapter of a run "
-                            "that did not diverge")
+            raise UserError(BAD_FILE, tensor.path, f"{tensor.name} holds numbers that are not finite",
+                            "merge an adapter of a run that did not diverge")
         matrices.append(np.ascontiguousarray(to_float32(values, tensor.dtype)))
     return matrices
