@@ -36,6 +36,7 @@ test-asan: packages  ## the parsers and a 2-rank step under ASan and UBSan
 	@cd build/asan && ASAN_OPTIONS=detect_leaks=0 ctest --output-on-failure -R "^($$(echo $(ASAN_TESTS) | tr ' ' '|'))$$"
 
 bundle: build  ## dist/utrain.tar.xz: runs on another Linux without installing anything (PRESET=cuda with GPUs)
+	@tools/packages bundle
 	@cmake --build --preset $(PRESET) -j $(JOBS)
 	@tools/bundle build/$(PRESET) dist/utrain $$(cd build/$(PRESET) && ls -d *_test)
 
