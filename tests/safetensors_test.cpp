@@ -10,7 +10,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <tuple>
 
+#include "core/convert.h"
 #include "io_files.h"
 
 namespace utrain {
@@ -232,6 +234,32 @@ TEST(ReadElements, EveryFloat16AndBfloat16FromUnalignedBytes) {
     }
     ASSERT_EQ(std::bit_cast<uint32_t>(bf16[i]), i << 16) << i;
     ASSERT_TRUE(std::isnan(bf16[i]) || bf16_double[i] == static_cast<double>(bf16[i])) << i;
+  }
+}
+
+// The tensor's own type is copied, NaNs with their bits; another is rounded from float32.
+TEST(ReadElements, AnyTypeOfSixteenBitsIntoAny) {
+  std::string bytes = "?";
+  for (int i = 0; i < 65536; ++i) {
+    bytes += static_cast<char>(i);
+    bytes += static_cast<char>(i >> 8);
+  }
+  constexpr int64_t first = 77, n = 65536 - 2 * first;
+  for (const auto& [file, own, other] : {std::tuple{FileDType::f16, DType::f16, DType::bf16},
+                                         std::tuple{FileDType::bf16, DType::bf16, DType::f16}}) {
+    std::vector<float> values(n);
+    read_elements(view(file, bytes, 1), first, n, values.data());
+    for (const DType dtype : {own, other, DType::f32, DType::f64}) {
+      const auto size = static_cast<size_t>(n * size_of(dtype));
+      std::vector<char> wanted(size), found(size);
+      from_float(dtype, values.data(), n, wanted.data());
+      if (dtype == own) std::memcpy(wanted.data(), bytes.data() + 1 + 2 * first, size);
+      read_elements(view(file, bytes, 1), first, n, dtype, found.data());
+      EXPECT_EQ(std::memcmp(found.data(), wanted.data(), size), 0)
+          << name_of(file) << " " << name_of(dtype);
+    }
+    prefetch_elements(view(file, bytes, 1), first, n);
+    EXPECT_THROW(read_elements(view(file, bytes, 1), first, 65536, own, values.data()), Error);
   }
 }
 

@@ -1,8 +1,10 @@
 // The base as images: any slice of one equals that part of the whole, parts lie where the layout
-// says with zeros between them, and a head that contradicts tied embeddings is refused.
+// says with zeros between them, a loaded base is its images, whatever fails in a thread is thrown,
+// and a head that contradicts tied embeddings is refused.
 #include "model/weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "core/convert.h"
@@ -78,6 +80,75 @@ TEST(Image, PartsLieAtTheirOffsets) {
   }
   EXPECT_TRUE(
       std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; }));
+}
+
+TEST(RandomWeights, AreNormalsWithNormsOneAndBiasesZero) {
+  Architecture a = every_option();
+  a.vocab_size = 20'000;
+  a.initializer_range = 0.5;
+  const auto source = random_weights(a, 3);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    expect_slices_of_the_whole(layer_image(a, 1, dtype), *source);
+  }
+  const auto values = [&](const WeightSource& from, const std::string& name, int64_t n) {
+    std::vector<float> out(static_cast<size_t>(n), 7.0f);
+    from.read(name, 0, n, DType::f32, out.data());
+    return out;
+  };
+  EXPECT_EQ(values(*source, "model.norm.weight", 9), std::vector<float>(9, 1.0f));
+  EXPECT_EQ(values(*source, "model.layers.0.self_attn.q_proj.bias", 9),
+            std::vector<float>(9, 0.0f));
+  const int64_t n = a.vocab_size * a.hidden_size;
+  const std::vector<float> table = values(*source, "model.embed_tokens.weight", n);
+  double squares = 0.0;
+  for (const float x : table) squares += x * x;
+  EXPECT_NEAR(squares / static_cast<double>(n), 0.25, 0.25 * 5.0 * std::sqrt(2.0 / n));
+  EXPECT_NE(table, values(*source, "lm_head.weight", n));
+  EXPECT_NE(table, values(*random_weights(a, 4), "model.embed_tokens.weight", n));
+  EXPECT_EQ(table, values(*random_weights(a, 3), "model.embed_tokens.weight", n));
+}
+
+// The embedding is larger than what is uploaded at a time, and so is a layer.
+TEST(Weights, LoadedAreTheImages) {
+  Architecture a = every_option();
+  a.n_layers = 2;
+  a.hidden_size = 1024;
+  a.intermediate_size = 4000;
+  a.vocab_size = 9001;
+  a.initializer_range = 0.02;
+  const auto source = random_weights(a, 5);
+  const auto backend = make_cpu_backend(DType::f32);
+  Arena arena;
+  Weights weights(a, *backend, arena);
+  arena.place(backend->allocate(arena.bytes()));
+  for (int times = 0; times < 2; ++times) {
+    weights.load(arena, *source);
+    const auto expect_image = [&](const ImageLayout& layout, const Tensor& first) {
+      const std::vector<std::byte> wanted = slice(layout, *source, 0, layout.bytes);
+      EXPECT_GT(layout.bytes, 32 << 20);
+      EXPECT_EQ(std::memcmp(first.data, wanted.data(), wanted.size()), 0);
+    };
+    for (int64_t l = 0; l < a.n_layers; ++l)
+      expect_image(layer_image(a, l, DType::f32), weights.layer(l).input_norm);
+    expect_image(ends_image(a, DType::f32), weights.ends().embedding);
+    std::fill_n(static_cast<char*>(weights.ends().embedding.data), 1000, '\0');
+  }
+}
+
+TEST(Image, WhatAThreadThrowsIsThrown) {
+  class Failing : public WeightSource {
+   public:
+    void read(const std::string& name, int64_t first, int64_t, DType, void*) const override {
+      fail(ExitCode::io, name, fmt::format("element {}", first), "nothing");
+    }
+  };
+  expect_refused([] { slice(ends_image(every_option(), DType::f32), Failing(), 0, 512); },
+                 ExitCode::io, {"model.embed_tokens.weight", "element 0"});
+  const auto backend = make_cpu_backend(DType::f32);
+  Arena arena;
+  Weights weights(every_option(), *backend, arena);
+  arena.place(backend->allocate(arena.bytes()));
+  expect_refused([&] { weights.load(arena, Failing()); }, ExitCode::io, {"element 0"});
 }
 
 // A directory with all tensors of a tied model, and an lm_head.weight that differs from the

@@ -192,37 +192,35 @@ std::unique_ptr<WeightSource> random_weights(const Architecture& architecture, u
 
 namespace {
 
-// Elements [first, first + n) of a part, and where they go.
-struct Work {
+// Elements [first, first + n) of a part.
+struct PartRange {
   const ImagePart* part;
   int64_t first, n;
-  char* out;
 };
 
-// The elements that lie in bytes [begin, end) of an image, in pieces of at most 65,536 that start
-// at a multiple of that in their tensor, or where the range does. Bytes of no part become zero.
-std::vector<Work> work_of(const ImageLayout& layout, int64_t begin, int64_t end, char* out) {
-  constexpr int64_t kPiece = 1 << 16;
+// What lies in bytes [begin, end) of an image, ascending.
+std::vector<PartRange> ranges_of(const ImageLayout& layout, int64_t begin, int64_t end) {
   const int64_t size = size_of(layout.dtype);
-  std::vector<Work> work;
-  int64_t covered = begin;
-  const auto zero_up_to = [&](int64_t to) {
-    if (to > covered) std::memset(out + covered - begin, 0, static_cast<size_t>(to - covered));
-  };
+  std::vector<PartRange> ranges;
   for (const ImagePart& part : layout.parts) {
-    int64_t first = std::max<int64_t>(0, (begin - part.offset) / size);
+    const int64_t first = std::max<int64_t>(0, (begin - part.offset) / size);
     const int64_t last = std::min(part.rows * part.cols, (end - part.offset) / size);
-    if (first >= last) continue;
-    zero_up_to(part.offset + first * size);
-    covered = part.offset + last * size;
-    while (first < last) {
-      const int64_t n = std::min(kPiece - first % kPiece, last - first);
-      work.push_back({&part, first, n, out + part.offset + first * size - begin});
-      first += n;
+    if (first < last) ranges.push_back({&part, first, last - first});
+  }
+  return ranges;
+}
+
+// Pieces of at most 65,536 elements, cut at multiples of that in their tensor.
+std::vector<PartRange> pieces_of(const std::vector<PartRange>& ranges) {
+  constexpr int64_t kPiece = 1 << 16;
+  std::vector<PartRange> pieces;
+  for (const auto& [part, begin, n] : ranges) {
+    for (int64_t first = begin; first < begin + n;) {
+      pieces.push_back({part, first, std::min(kPiece - first % kPiece, begin + n - first)});
+      first += pieces.back().n;
     }
   }
-  zero_up_to(end);
-  return work;
+  return pieces;
 }
 
 // The first exception of a parallel region, which must not leave it; rethrow() after the region.
@@ -249,17 +247,27 @@ void fill_image_while(const ImageLayout& layout, const WeightSource& source, int
                       int64_t end, void* out, const std::function<void()>& other) {
   const int64_t size = size_of(layout.dtype);
   ASSERT(begin % size == 0 && end % size == 0 && 0 <= begin && begin <= end && end <= layout.bytes);
-  const std::vector<Work> work = work_of(layout, begin, end, static_cast<char*>(out));
-  for (const Work& w : work) source.prefetch(w.part->name, w.first, w.n);
+  const auto at = [&](int64_t offset) { return static_cast<char*>(out) + offset - begin; };
+  const std::vector<PartRange> ranges = ranges_of(layout, begin, end);
+  int64_t padding = begin;
+  for (const auto& [part, first, n] : ranges) {
+    std::fill(at(padding), at(part->offset + first * size), '\0');
+    padding = part->offset + (first + n) * size;
+  }
+  std::fill(at(padding), at(end), '\0');
+
+  const std::vector<PartRange> pieces = pieces_of(ranges);
   FirstError error;
 #pragma omp parallel
   {
 #pragma omp master
     error.run(other);
 #pragma omp for schedule(dynamic)
-    for (size_t i = 0; i < work.size(); ++i) {
-      const Work& w = work[i];
-      error.run([&] { source.read(w.part->name, w.first, w.n, layout.dtype, w.out); });
+    for (size_t i = 0; i < pieces.size(); ++i) {
+      const auto& [part, first, n] = pieces[i];
+      error.run([&] {
+        source.read(part->name, first, n, layout.dtype, at(part->offset + first * size));
+      });
     }
   }
   error.rethrow();
@@ -317,56 +325,58 @@ Weights::Weights(const Architecture& architecture, Backend& backend, Arena& aren
   declare("embedding, final norm, head", ends_image(architecture, dtype));
 }
 
-namespace {
-
-// Images to the device piece by piece: one is filled by all threads while the last is uploaded by
-// the calling one, which is the backend's.
-class ImageUpload {
- public:
-  ImageUpload(const WeightSource& source, Backend& backend, int64_t largest_image)
-      : source_(source),
-        backend_(backend),
-        piece_bytes_(std::min<int64_t>(largest_image, 32 << 20)),
-        filling_(std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(piece_bytes_))),
-        filled_(std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(piece_bytes_))) {}
-
-  void add(const ImageLayout& layout, const Tensor& image) {
-    for (int64_t begin = 0; begin < layout.bytes; begin += piece_bytes_) {
-      const int64_t end = std::min(begin + piece_bytes_, layout.bytes);
-      fill_image_while(layout, source_, begin, end, filling_.get(), [&] { finish(); });
-      std::swap(filling_, filled_);
-      device_ = static_cast<char*>(image.data) + begin;
-      bytes_ = end - begin;
-    }
-  }
-  void finish() { backend_.upload(device_, filled_.get(), std::exchange(bytes_, 0)); }
-
- private:
-  const WeightSource& source_;
-  Backend& backend_;
-  int64_t piece_bytes_;
-  std::unique_ptr<std::byte[]> filling_, filled_;
-  char* device_ = nullptr;  // where filled_ goes
-  int64_t bytes_ = 0;       // of filled_ that are not uploaded yet
-};
-
-}  // namespace
-
+// Pieces of the images go to the device one by one: while a piece is filled by all threads, the
+// calling one, which is the backend's, uploads the piece before it.
 void Weights::load(const Arena& arena, const WeightSource& source) {
   const Architecture& a = architecture_;
-  const DType dtype = backend_.dtype();
-  const ImageLayout ends = ends_image(a, dtype);
-  ImageUpload upload(source, backend_, std::max(ends.bytes, layer_image(a, 0, dtype).bytes));
-  layers_.clear();
-  for (int64_t l = 0; l < a.n_layers; ++l) {
-    const ImageLayout layout = layer_image(a, l, dtype);
-    const Tensor image = arena[ids_[static_cast<size_t>(l)]];
-    upload.add(layout, image);
-    layers_.push_back(layer_views(a, l, layout, image));
+  constexpr int64_t kPiece = 32 << 20;  // bytes
+  struct Piece {
+    const ImageLayout* layout;
+    char* device;
+    int64_t begin, end;
+  };
+  std::vector<ImageLayout> layouts;
+  for (int64_t l = 0; l < a.n_layers; ++l) layouts.push_back(layer_image(a, l, backend_.dtype()));
+  layouts.push_back(ends_image(a, backend_.dtype()));
+  std::vector<Piece> pieces;
+  int64_t largest = 0;
+  for (size_t i = 0; i < layouts.size(); ++i) {
+    for (int64_t begin = 0; begin < layouts[i].bytes; begin += kPiece) {
+      const int64_t end = std::min(begin + kPiece, layouts[i].bytes);
+      pieces.push_back({&layouts[i], static_cast<char*>(arena[ids_[i]].data) + begin, begin, end});
+      largest = std::max(largest, end - begin);
+    }
   }
-  upload.add(ends, arena[ids_.back()]);
-  upload.finish();
-  ends_ = end_views(a, ends, arena[ids_.back()]);
+
+  const auto make_buffer = [&] {
+    return std::make_unique_for_overwrite<char[]>(static_cast<size_t>(largest));
+  };
+  const std::array<std::unique_ptr<char[]>, 2> buffers = {make_buffer(), make_buffer()};
+  const auto upload = [&](size_t i) {
+    const Piece& p = pieces[i];
+    backend_.upload(p.device, buffers[i % 2].get(), p.end - p.begin);
+  };
+  const auto prefetch = [&](size_t i) {
+    const Piece& p = pieces[i];
+    for (const auto& [part, first, n] : ranges_of(*p.layout, p.begin, p.end)) {
+      source.prefetch(part->name, first, n);
+    }
+  };
+  prefetch(0);
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const Piece& p = pieces[i];
+    fill_image_while(*p.layout, source, p.begin, p.end, buffers[i % 2].get(), [&] {
+      if (i + 1 < pieces.size()) prefetch(i + 1);
+      if (i > 0) upload(i - 1);
+    });
+  }
+  upload(pieces.size() - 1);
+
+  layers_.clear();
+  for (size_t l = 0; l + 1 < layouts.size(); ++l) {
+    layers_.push_back(layer_views(a, static_cast<int64_t>(l), layouts[l], arena[ids_[l]]));
+  }
+  ends_ = end_views(a, layouts.back(), arena[ids_.back()]);
 }
 
 }  // namespace utrain
