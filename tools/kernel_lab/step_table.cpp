@@ -68,7 +68,7 @@ class Ceilings {
     fill(x, 1.0f, 1);  // zeros would be easy on power, and faster
     fill(linear.W, 0.02f, 2);
     const double seconds = seconds_of([&] { backend_.linear_forward(y, {}, x, linear, {}); });
-    return cost_of_linear_forward(y, {}, x, linear).frozen.flops / seconds;
+    return cost_of_linear_forward(y, {}, x, linear).sum().flops / seconds;
   }
 
   // bytes/s, read and written
