@@ -145,6 +145,12 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) *loss += sum;
 }
 
+__global__ void loss_factor_kernel(float* factor, const double* scale, double value) {
+  factor[0] = static_cast<float>(value * *scale);
+  factor[1] = 0.0f;
+  factor[2] = 1.0f;
+}
+
 // U: an integer as wide as T, because nothing is computed.
 template <class U, int N, bool kScatter>
 __global__ void __launch_bounds__(kThreads)
@@ -194,6 +200,14 @@ void gather_rows(const Tensor& x_rows, const Tensor& x, const int32_t* rows, cud
 void scatter_rows(const Tensor& dx, const Tensor& dx_rows, const int32_t* rows,
                   cudaStream_t stream) {
   copy_rows<true>(dx, dx_rows, rows, stream);
+}
+
+void device_loss_factor(const Tensor& factor, const LossFactor& dloss, double divisor,
+                        cudaStream_t stream) {
+  ASSERT(factor.n_elem() == 3 && factor.rows == 1 && dloss.scale.n_elem() == 1);
+  loss_factor_kernel<<<1, 1, 0, stream>>>(factor.as<float>(), dloss.scale.as<double>(),
+                                          dloss.value / divisor);
+  CUDA_LAUNCH_CHECK();
 }
 
 void softmax_cross_entropy(const Tensor& loss, const Tensor& row_loss, const Tensor& logits,

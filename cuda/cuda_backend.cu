@@ -2,7 +2,7 @@
 // download() waits.
 //   T is float32, bfloat16 or float16; adapters, gradients and optimizer state are float32, loss
 //   sums float64. Every function hands over to the file of its operation, where shapes are checked.
-//   Besides allocate() it holds, from its start, cuBLASLt's workspace.
+//   Besides allocate() it holds, from its start, cuBLASLt's workspace and a few numbers.
 #include <algorithm>
 
 #include "backend.h"
@@ -28,6 +28,8 @@ class CudaBackend : public Backend {
         stream_(owned_stream_.get()),
         workspace_(cuda::make_device_memory(cuda::Blas::kWorkspaceBytes)),
         blas_(stream_, workspace_.get()),
+        factor_memory_(cuda::make_device_memory(kFactorBytes)),
+        factor_(make_tensor(factor_memory_.get(), DType::f32, 1, 3)),
         uploads_(stream_),
         small_downloads_(stream_),
         moments_(stream_) {}
@@ -37,7 +39,7 @@ class CudaBackend : public Backend {
   DType dtype() const override { return dtype_; }
   DType trainable_dtype() const override { return DType::f32; }
   DType loss_dtype() const override { return DType::f64; }
-  int64_t reserve_bytes() const override { return cuda::Blas::kWorkspaceBytes; }
+  int64_t reserve_bytes() const override { return cuda::Blas::kWorkspaceBytes + kFactorBytes; }
 
   void* allocate(int64_t bytes) override {
     ASSERT(bytes >= 0);
@@ -74,6 +76,10 @@ class CudaBackend : public Backend {
   void embedding_forward(const Tensor& x, const Tensor& table, const TokenBatch& batch) override {
     cuda::embedding_forward(x, table, batch, stream_);
   }
+  void embedding_backward(const Tensor& dtable, const Tensor& dx,
+                          const TokenBatch& batch) override {
+    cuda::embedding_backward(dtable, dx, batch, stream_);
+  }
 
   void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& weight,
                        double eps) override {
@@ -84,9 +90,10 @@ class CudaBackend : public Backend {
                                 double eps) override {
     cuda::residual_rmsnorm_forward(h, y, rstd, x, branch, weight, eps, stream_);
   }
-  void rmsnorm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& rstd,
-                        const Tensor& weight, float beta) override {
-    cuda::rmsnorm_backward(dx, dy, x, rstd, weight, beta, stream_);
+  void rmsnorm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dy, const Tensor& x,
+                        const Tensor& rstd, const Tensor& weight, float beta,
+                        const Tensor& column_sums) override {
+    cuda::rmsnorm_backward(dx, dweight, dy, x, rstd, weight, beta, column_sums, stream_);
   }
   void residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch) override {
     cuda::residual_forward(h, x, branch, stream_);
@@ -128,13 +135,23 @@ class CudaBackend : public Backend {
     cuda::linear_backward(blas_, dx, dy, x, xa, linear, context);
   }
 
-  void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& W,
-                     const TokenBatch& batch, double dloss, const LossScratch& scratch) override {
+  void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Head& head,
+                     const TokenBatch& batch, const LossFactor& dloss,
+                     const LossScratch& scratch) override {
+    const Tensor &W = head.W, &dW = head.dW;
     const int64_t M = batch.n_targets, C = x.cols, V = W.rows, chunk = scratch.logits.rows;
     ASSERT(x.rows == batch.n_rows && W.cols == C && scratch.logits.cols == V);
     ASSERT(M == 0 || (chunk > 0 && scratch.x_rows.rows >= chunk && scratch.x_rows.cols == C));
     ASSERT(dx.empty() || (dx.rows == x.rows && dx.cols == C && dx.dtype == x.dtype));
+    ASSERT(dW.empty() || (dW.rows == V && dW.cols == C));
     const bool want_gradient = !dx.empty();
+    // dloss may be small: it scales the products, so that float16 keeps softmax - one hot, which is
+    // blown up besides so that small probabilities do not vanish.
+    const double softmax_scale = x.dtype == DType::f16 ? 1024.0 : 1.0;
+    const auto alpha = static_cast<float>(dloss.value / softmax_scale);
+    const bool on_device = want_gradient && !dloss.scale.empty();
+    if (on_device) cuda::device_loss_factor(factor_, dloss, softmax_scale, stream_);
+    const cuda::DeviceFactor device_alpha{factor_.as<float>()};
     if (want_gradient) zero(dx);
     for (int64_t begin = 0; begin < M; begin += chunk) {
       const int64_t n_rows = std::min(chunk, M - begin);
@@ -143,11 +160,16 @@ class CudaBackend : public Backend {
                    logits = scratch.logits.first_rows(n_rows);
       cuda::gather_rows(x_rows, x, rows, stream_);
       cuda::matmul_nt(blas_, logits, x_rows, W);
-      // dloss may be small: it scales the product, so that float16 keeps softmax - one hot.
-      cuda::softmax_cross_entropy(loss, scratch.losses, logits, batch.targets + begin, 1.0,
-                                  want_gradient, stream_);
+      cuda::softmax_cross_entropy(loss, scratch.losses, logits, batch.targets + begin,
+                                  softmax_scale, want_gradient, stream_);
       if (!want_gradient) continue;
-      cuda::matmul_nn(blas_, x_rows, logits, W, static_cast<float>(dloss));
+      if (on_device) {
+        if (!dW.empty()) cuda::matmul_tn(blas_, dW, logits, x_rows, device_alpha, 1.0f);
+        cuda::matmul_nn(blas_, x_rows, logits, W, device_alpha, 0.0f);
+      } else {
+        if (!dW.empty()) cuda::matmul_tn(blas_, dW, logits, x_rows, alpha, 1.0f);
+        cuda::matmul_nn(blas_, x_rows, logits, W, alpha);
+      }
       cuda::scatter_rows(dx, x_rows, rows, stream_);
     }
   }
@@ -155,9 +177,9 @@ class CudaBackend : public Backend {
   void sum_of_squares(const Tensor& block_sums, const Tensor& x) override {
     cuda::sum_of_squares(block_sums, x, stream_);
   }
-  void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums,
-            double max_grad_norm) override {
-    cuda::clip(state, loss, block_sums, max_grad_norm, stream_);
+  void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums, double max_grad_norm,
+            const LossScaling& scaling) override {
+    cuda::clip(state, loss, block_sums, max_grad_norm, scaling, stream_);
   }
   void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
                     const Tensor& state, const AdamW& options) override {
@@ -165,11 +187,15 @@ class CudaBackend : public Backend {
   }
 
  private:
+  static constexpr int64_t kFactorBytes = 256;
+
   DType dtype_;
   cuda::Stream owned_stream_;
   cudaStream_t stream_;
   cuda::DeviceMemory workspace_;
   cuda::Blas blas_;
+  cuda::DeviceMemory factor_memory_;
+  Tensor factor_;  // of cross_entropy's products
   cuda::UploadRing uploads_;
   cuda::SmallDownloads small_downloads_;
   cuda::Moments moments_;

@@ -1,8 +1,9 @@
 // x = table[tokens]
-//   x [N, C] T   table [V, C] T   tokens [N] int32
-//   forward: x =. The table is frozen, so there is no backward. Moves values, computes nothing.
+//   x, dx [N, C] T   table [V, C] T   dtable [V, C] float32   tokens, rows_by_token [N] int32
+//   forward: x =.  backward: dtable[tokens] += dx; equal tokens follow each other in rows_by_token,
+//   and one block adds the rows of a token, in row order, in float32.
 //   Requires 0 <= token < V; a row whose token is outside becomes NaN, so that the step shows it
-//   and reads nothing beyond the table. CPU twin: src/cpu/embedding.h
+//   and reads nothing beyond the table; it adds nothing.  CPU twin and oracle: src/cpu/embedding.h
 #include "cuda_check.h"
 #include "ops.h"
 #include "types.cuh"
@@ -52,6 +53,45 @@ void launch(const Tensor& x, const Tensor& table, const int32_t* tokens, cudaStr
   CUDA_LAUNCH_CHECK();
 }
 
+struct TokenRows {
+  const int32_t *tokens, *rows;  // rows: sorted by token
+  int64_t N, V;
+  __device__ int32_t token(int64_t i) const { return tokens[rows[i]]; }
+};
+
+// Block i adds the rows of a token where its first one stands at place i of the order, else
+// nothing.
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads)
+    embedding_backward_kernel(float* dtable, const T* dx, int64_t C, int64_t dtable_ld,
+                              int64_t dx_ld, TokenRows order) {
+  const int64_t first = blockIdx.x;
+  const int32_t token = order.token(first);
+  if (token < 0 || token >= order.V) return;
+  if (first > 0 && order.token(first - 1) == token) return;
+  int64_t end = first + 1;
+  for (int n_same = kThreads; n_same == kThreads; end += n_same) {
+    const int64_t i = end + threadIdx.x;
+    n_same = __syncthreads_count(i < order.N && order.token(i) == token);
+  }
+  float* target = dtable + token * dtable_ld;
+  for (int64_t c = static_cast<int64_t>(threadIdx.x) * N; c < C; c += kThreads * N) {
+    float sum[N] = {};
+#pragma unroll 4
+    for (int64_t i = first; i < end; ++i) {
+      float row[N];
+      load<N>(row, dx + order.rows[i] * dx_ld + c);
+#pragma unroll
+      for (int j = 0; j < N; ++j) sum[j] += row[j];
+    }
+    float before[N];
+    load<N>(before, target + c);
+#pragma unroll
+    for (int j = 0; j < N; ++j) before[j] += sum[j];
+    store<N>(target + c, before);
+  }
+}
+
 }  // namespace
 
 void embedding_forward(const Tensor& x, const Tensor& table, const TokenBatch& batch,
@@ -66,6 +106,23 @@ void embedding_forward(const Tensor& x, const Tensor& table, const TokenBatch& b
     ASSERT(size_of(x.dtype) == 2);
     launch<uint16_t>(x, table, batch.tokens, stream);
   }
+}
+
+void embedding_backward(const Tensor& dtable, const Tensor& dx, const TokenBatch& batch,
+                        cudaStream_t stream) {
+  ASSERT(dx.rows == batch.n_rows && dx.cols == dtable.cols && dx.rows <= INT32_MAX);
+  if (dx.n_elem() == 0) return;
+  ASSERT(batch.rows_by_token != nullptr);
+  const TokenRows order{batch.tokens, batch.rows_by_token, dx.rows, dtable.rows};
+  dispatch(dx.dtype, [&](auto t) {
+    using T = decltype(t);
+    constexpr int N = kVector<T>;
+    const auto kernel = vectorizable(N, dtable, dx) ? embedding_backward_kernel<T, N>
+                                                    : embedding_backward_kernel<T, 1>;
+    kernel<<<static_cast<unsigned>(dx.rows), kThreads, 0, stream>>>(
+        dtable.as<float>(), dx.as<T>(), dx.cols, dtable.ld, dx.ld, order);
+    CUDA_LAUNCH_CHECK();
+  });
 }
 
 }  // namespace utrain::cuda

@@ -1,9 +1,11 @@
 // block_sums[b] = sum of x^2 over elements [1024 b, 1024 b + 1024)
 //   x [1, n] float32, n % 1024 == 0   block_sums [1, n / 1024] or [n / 1024, 1] float64 =
 //   One warp a block, in double and in a fixed order.
-// clip: norm = sqrt(sum of block_sums), grad_scale = min(1, max_grad_norm / (norm + 1e-6))
-//   Pascanu et al. 2013, arXiv:1211.5063; the 1e-6 is torch's clip_grad_norm_
-//   state [1, 5] float64, indexed by StepState. The blocks are added in an order that depends on
+// clip: norm = sqrt(sum of block_sums) / scale, grad_scale = min(1, max_grad_norm / (norm + 1e-6))
+//   / scale          Pascanu et al. 2013, arXiv:1211.5063; the 1e-6 is torch's clip_grad_norm_
+//   state [1, kStepStates] float64, indexed by StepState. scale: of the loss; the next one as
+//   LossScaling says       Micikevicius et al. 2018, arXiv:1710.03740
+//   The blocks are added in an order that depends on
 //   their number alone, never on who computed them.   CPU twin and oracle: src/cpu/grad_norm.h
 #include "cuda_check.h"
 #include "ops.h"
@@ -46,21 +48,46 @@ __device__ double& at(double* state, StepState i) {
   return state[static_cast<int>(i)];
 }
 
+// What was found of a step, and the scale that its loss had, decide about the next one.
+__device__ void update_loss_scale(double* state, bool is_finite, bool overflowed,
+                                  const LossScaling& scaling) {
+  at(state, StepState::overflowed) = overflowed ? 1.0 : 0.0;
+  at(state, StepState::n_overflows) += overflowed ? 1.0 : 0.0;
+  double &good_steps = at(state, StepState::good_steps), &scale = at(state, StepState::loss_scale),
+         &hysteresis = at(state, StepState::hysteresis_left);
+  good_steps = is_finite ? good_steps + 1.0 : 0.0;
+  if (overflowed && hysteresis > 1.0) {
+    hysteresis -= 1.0;
+  } else if (overflowed) {
+    scale = fmax(scale / 2.0, scaling.min_scale);
+  } else if (good_steps >= static_cast<double>(scaling.window)) {
+    scale *= 2.0;
+    hysteresis = static_cast<double>(scaling.hysteresis);
+    good_steps = 0.0;
+  }
+}
+
 __global__ void __launch_bounds__(kClipThreads)
     clip_kernel(double* state, const double* loss, const double* block_sums, int64_t n_blocks,
-                double max_grad_norm) {
+                double max_grad_norm, LossScaling scaling) {
   double sum = 0.0;
   for (int64_t b = threadIdx.x; b < n_blocks; b += kClipThreads) sum += block_sums[b];
   sum = block_sum<kClipThreads>(sum);
   if (threadIdx.x != 0) return;
-  const double norm = sqrt(sum);
-  const bool finite = isfinite(norm) && isfinite(*loss);
-  const double scale = max_grad_norm / (norm + 1e-6);
+  const double scale = scaling.dynamic ? at(state, StepState::loss_scale) : 1.0;
+  const double norm = sqrt(sum) / scale;
+  const bool loss_is_finite = isfinite(*loss), finite = isfinite(norm) && loss_is_finite;
+  const double clipping = max_grad_norm / (norm + 1e-6);
   at(state, StepState::loss) = *loss;
   at(state, StepState::grad_norm) = norm;
-  at(state, StepState::grad_scale) = max_grad_norm > 0.0 && scale < 1.0 ? scale : 1.0;
+  at(state, StepState::grad_scale) =
+      (max_grad_norm > 0.0 && clipping < 1.0 ? clipping : 1.0) / scale;
   at(state, StepState::is_finite) = finite ? 1.0 : 0.0;
   at(state, StepState::n_updates) += finite ? 1.0 : 0.0;
+  at(state, StepState::loss_scale) = scale;
+  if (!scaling.dynamic) return;
+  const bool overflowed = loss_is_finite && !finite && scale > scaling.min_scale;
+  update_loss_scale(state, finite, overflowed, scaling);
 }
 
 }  // namespace
@@ -80,12 +107,12 @@ void sum_of_squares(const Tensor& block_sums, const Tensor& x, cudaStream_t stre
 }
 
 void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums, double max_grad_norm,
-          cudaStream_t stream) {
+          const LossScaling& scaling, cudaStream_t stream) {
   ASSERT(state.rows == 1 && state.cols == kStepStates && loss.n_elem() == 1);
   ASSERT(block_sums.rows == 1 || block_sums.ld == 1);
   clip_kernel<<<1, kClipThreads, 0, stream>>>(state.as<double>(), loss.as<double>(),
                                               block_sums.as<double>(), block_sums.n_elem(),
-                                              max_grad_norm);
+                                              max_grad_norm, scaling);
   CUDA_LAUNCH_CHECK();
 }
 

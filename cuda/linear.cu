@@ -1,11 +1,13 @@
 // y = x W' + bias + scaling * drop(x) A' B' on the adapter's slice of y        Hu et al. 2021,
 // arXiv:2106.09685
 //   x, dx [N, in] T   y, dy [N, out] T   xa [N, adapters * r] T, adapter i in columns [i r, i r +
-//   r)   dA, dB float32 forward: y =, xa =.  backward: dx = (nothing where empty), dA +=, dB +=; W
-//   and bias are frozen. dxa = scaling * dy B;  dB += scaling * dy' xa;  dA += dxa' drop(x);  dx =
-//   dy W + mask * (dxa A) / (1 - p) The A of a group lie apart, so each adapter has its own
-//   products. Every product accumulates in float32 and rounds to T as it is written; what an
-//   adapter adds to y or dx reads it again.               CPU twin: src/cpu/linear.h
+//   r)   dA, dB, dW, dbias float32
+//   forward: y =, xa =.  backward: dx =, dA +=, dB +=, dW +=, dbias +=; dx, dW, dbias: nothing
+//   where empty. dxa = scaling * dy B;  dB += scaling * dy' xa;  dA += dxa' drop(x);  dx = dy W +
+//   mask * (dxa A) / (1 - p);  dW += dy' x;  dbias += column sums of dy The A of a group lie apart,
+//   so each adapter has its own products. Every product accumulates in float32 and rounds to T as
+//   it is written; what an adapter adds to y or dx reads it again.               CPU twin:
+//   src/cpu/linear.h
 #include "cuda_check.h"
 #include "linear.h"
 #include "ops.h"
@@ -93,6 +95,10 @@ void linear_backward(Blas& blas, const Tensor& dx, const Tensor& dy, const Tenso
   check_linear(dy, x, xa, linear);
   ASSERT(dx.empty() || (dx.rows == x.rows && dx.cols == x.cols && dx.dtype == x.dtype));
   if (!dx.empty()) matmul_nn(blas, dx, dy, linear.W);
+  if (!linear.dW.empty()) matmul_tn(blas, linear.dW, dy, x, 1.0f, 1.0f);
+  if (!linear.dbias.empty()) {
+    add_column_sums(linear.dbias, dy, context.column_sums, blas.stream());
+  }
   int64_t column = 0;
   for (const LoraAdapter& adapter : linear.adapters) {
     const Tensor dxa = context.dxa.first_rows(x.rows).columns(column, linear.r);

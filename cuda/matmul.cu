@@ -116,7 +116,8 @@ Blas::Key Blas::key_of(const Product& p) {
           alignment_of(p.a.data),
           alignment_of(p.b.data),
           p.bias.empty() ? 0 : 1,
-          p.beta == 0.0f ? 0 : 1};
+          p.beta == 0.0f ? 0 : 1,
+          p.device_alpha.values == nullptr ? 0 : 1};
 }
 
 std::unique_ptr<Blas::Plan> Blas::make_plan(const Product& p) const {
@@ -124,6 +125,10 @@ std::unique_ptr<Blas::Plan> Blas::make_plan(const Product& p) const {
   CUBLAS_CHECK(cublasLtMatmulDescCreate(&plan->description.handle, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   set(plan->description, CUBLASLT_MATMUL_DESC_TRANSA, operation(p.transpose_b));
   set(plan->description, CUBLASLT_MATMUL_DESC_TRANSB, operation(p.transpose_a));
+  if (p.device_alpha.values != nullptr) {
+    set(plan->description, CUBLASLT_MATMUL_DESC_POINTER_MODE,
+        static_cast<int32_t>(CUBLASLT_POINTER_MODE_DEVICE));
+  }
   if (!p.bias.empty()) {
     set(plan->description, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
     set(plan->description, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
@@ -185,8 +190,12 @@ void Blas::matmul(const Product& p) {
     return scale_by_beta(p, stream_);
   }
   Plan& plan = plan_of(p);
-  CUBLAS_CHECK(cublasLtMatmul(handle_, plan.description.handle, &p.alpha, p.b.data, plan.b.handle,
-                              p.a.data, plan.a.handle, &p.beta, p.c.data, plan.c.handle, p.c.data,
+  const float* on_device = p.device_alpha.values;
+  ASSERT(on_device == nullptr || p.beta == 0.0f || p.beta == 1.0f);
+  const float* alpha = on_device != nullptr ? on_device : &p.alpha;
+  const float* beta = on_device != nullptr ? on_device + (p.beta == 0.0f ? 1 : 2) : &p.beta;
+  CUBLAS_CHECK(cublasLtMatmul(handle_, plan.description.handle, alpha, p.b.data, plan.b.handle,
+                              p.a.data, plan.a.handle, beta, p.c.data, plan.c.handle, p.c.data,
                               plan.c.handle, &plan.algorithm, workspace_, kWorkspaceBytes,
                               stream_));
 }
@@ -212,6 +221,18 @@ void matmul_tn(Blas& blas, const Tensor& c, const Tensor& a, const Tensor& b, fl
                float beta) {
   ASSERT(a.cols == c.rows && b.cols == c.cols && a.rows == b.rows);
   blas.matmul({c, a, b, Transpose::yes, Transpose::no, a.rows, alpha, beta});
+}
+
+void matmul_nn(Blas& blas, const Tensor& c, const Tensor& a, const Tensor& b, DeviceFactor alpha,
+               float beta) {
+  ASSERT(a.rows == c.rows && b.cols == c.cols && a.cols == b.rows);
+  blas.matmul({c, a, b, Transpose::no, Transpose::no, a.cols, 1.0f, beta, {}, alpha});
+}
+
+void matmul_tn(Blas& blas, const Tensor& c, const Tensor& a, const Tensor& b, DeviceFactor alpha,
+               float beta) {
+  ASSERT(a.cols == c.rows && b.cols == c.cols && a.rows == b.rows);
+  blas.matmul({c, a, b, Transpose::yes, Transpose::no, a.rows, 1.0f, beta, {}, alpha});
 }
 
 void matmul_nt_bias(Blas& blas, const Tensor& c, const Tensor& a, const Tensor& b,

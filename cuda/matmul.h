@@ -1,4 +1,5 @@
-// c = alpha * op(a) op(b) + beta * c through cuBLASLt, the only user of it
+// c = alpha * op(a) op(b) + beta * c through cuBLASLt, the only user of it. alpha is a number, or
+// lies on the device (DeviceFactor).
 //   matmul_nt  c [m, n] = a [m, k] b [n, k]'      y = x W'
 //   matmul_nn  c [m, n] = a [m, k] b [k, n]       dx = dy W
 //   matmul_tn  c [m, n] = a [k, m]' b [k, n]      dA = dxa' x
@@ -20,12 +21,19 @@ namespace utrain::cuda {
 
 enum class Transpose { no, yes };
 
+// An alpha that is computed on the device, before which no host waits: {alpha, 0, 1} there, because
+// beta must then lie on the device too.
+struct DeviceFactor {
+  const float* values = nullptr;
+};
+
 struct Product {
   Tensor c, a, b;
   Transpose transpose_a, transpose_b;
   int64_t k;
   float alpha, beta;
   Tensor bias = {};  // [1, n] in c's dtype, added to every row; beta = 0, see takes_bias()
+  DeviceFactor device_alpha = {};  // instead of alpha, where not null; beta is 0 or 1
 };
 
 // cuBLASLt on one stream: a handle, its workspace, and one plan for each kind of product met so
@@ -46,7 +54,7 @@ class Blas {
 
  private:
   struct Plan;
-  using Key = std::array<int64_t, 15>;
+  using Key = std::array<int64_t, 16>;
   static Key key_of(const Product& product);
   Plan& plan_of(const Product& product);
   std::unique_ptr<Plan> make_plan(const Product& product) const;
@@ -66,6 +74,11 @@ void matmul_nn(Blas& blas, const Tensor& c, const Tensor& a, const Tensor& b, fl
                float beta = 0.0f);
 void matmul_tn(Blas& blas, const Tensor& c, const Tensor& a, const Tensor& b, float alpha = 1.0f,
                float beta = 0.0f);
+// The same with alpha on the device.
+void matmul_nn(Blas& blas, const Tensor& c, const Tensor& a, const Tensor& b, DeviceFactor alpha,
+               float beta);
+void matmul_tn(Blas& blas, const Tensor& c, const Tensor& a, const Tensor& b, DeviceFactor alpha,
+               float beta);
 // c = a b' + bias
 void matmul_nt_bias(Blas& blas, const Tensor& c, const Tensor& a, const Tensor& b,
                     const Tensor& bias);

@@ -13,14 +13,18 @@ void convert(const Tensor& y, const Tensor& x, cudaStream_t stream);
 
 void embedding_forward(const Tensor& x, const Tensor& table, const TokenBatch& batch,
                        cudaStream_t stream);
+void embedding_backward(const Tensor& dtable, const Tensor& dx, const TokenBatch& batch,
+                        cudaStream_t stream);
 
 void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& weight,
                      double eps, cudaStream_t stream);
 void residual_rmsnorm_forward(const Tensor& h, const Tensor& y, const Tensor& rstd, const Tensor& x,
                               const Tensor& branch, const Tensor& weight, double eps,
                               cudaStream_t stream);
-void rmsnorm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& rstd,
-                      const Tensor& weight, float beta, cudaStream_t stream);
+// column_sums: scratch, only where dweight is not empty.
+void rmsnorm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dy, const Tensor& x,
+                      const Tensor& rstd, const Tensor& weight, float beta,
+                      const Tensor& column_sums, cudaStream_t stream);
 void residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch, cudaStream_t stream);
 
 void rope_forward(const Tensor& x, const Tensor& cos_sin, int64_t D, const TokenBatch& batch,
@@ -49,15 +53,26 @@ void dropout_backward(const Tensor& dx, const Tensor& dy, uint32_t site, const D
 void gather_rows(const Tensor& x_rows, const Tensor& x, const int32_t* rows, cudaStream_t stream);
 void scatter_rows(const Tensor& dx, const Tensor& dx_rows, const int32_t* rows,
                   cudaStream_t stream);
+// What products of the gradient read: {value * *dloss.scale / divisor, 0, 1} on the device, [1, 3]
+// float32; see DeviceFactor (matmul.h).
+void device_loss_factor(const Tensor& factor, const LossFactor& dloss, double divisor,
+                        cudaStream_t stream);
 // loss [1, 1] f64 += sum of (log-sum-exp - logit of the target); logits [M, V] in place = dloss *
 // (softmax - one hot), not where want_gradient is false. row_loss [1, M] f64 scratch.
 void softmax_cross_entropy(const Tensor& loss, const Tensor& row_loss, const Tensor& logits,
                            const int32_t* targets, double dloss, bool want_gradient,
                            cudaStream_t stream);
 
+// sums [1, K] f32 += sum over the rows of dy [N, K]; or over the rows and groups of dy * x * rstd,
+// dy, x [N, G*K], rstd [N, G]. scratch [kColumnParts, >= K] f32.
+void add_column_sums(const Tensor& sums, const Tensor& dy, const Tensor& scratch,
+                     cudaStream_t stream);
+void add_norm_column_sums(const Tensor& sums, const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                          const Tensor& scratch, cudaStream_t stream);
+
 void sum_of_squares(const Tensor& block_sums, const Tensor& x, cudaStream_t stream);
 void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums, double max_grad_norm,
-          cudaStream_t stream);
+          const LossScaling& scaling, cudaStream_t stream);
 void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
                   const Tensor& state, const AdamW& options, cudaStream_t stream);
 

@@ -4,9 +4,10 @@
 // Letters: N rows (tokens) of a pass, C hidden, F feed-forward, V vocabulary, Hq/Hkv heads, D head
 // dimension, r LoRA rank, M rows that have a target. Every Tensor has a row stride (ld). "T" is the
 // compute type of the activations. Contract of all operations: outputs come first and are
-// overwritten (=) unless the line says +=; frozen weights get no gradient; reductions accumulate in
-// float32 or wider and in a fixed order, so that equal calls give equal bits. Views passed to one
-// call do not overlap unless the line says "in place".
+// overwritten (=) unless the line says +=; reductions accumulate in float32 or wider and in a fixed
+// order, so that equal calls give equal bits. Gradients of weights are += in trainable_dtype; a
+// frozen weight gets none: its gradient is an empty tensor. Views passed to one call do not overlap
+// unless the line says "in place".
 #pragma once
 
 #include <cstdint>
@@ -31,6 +32,8 @@ struct TokenBatch {
   int64_t n_targets = 0;                 // M
   const int32_t* target_rows = nullptr;  // [M] ascending
   const int32_t* targets = nullptr;      // [M] the token that row must predict
+  // [N] rows in the order of their tokens, equal ones ascending: what embedding_backward needs
+  const int32_t* rows_by_token = nullptr;
 };
 
 // Inverted dropout of x before A, as PEFT. The mask is a function of (seed, epoch, document,
@@ -50,23 +53,40 @@ struct LoraAdapter {
   Tensor dA, dB;      // their gradients, float32 (T where T is wider); empty in evaluation
 };
 
-// A group of projections that share their input (q|k|v, o, gate|up, down) as one frozen matrix with
-// its adapters: y = x W' + bias + scaling * drop(x) A' B'.                                       Hu
-// et al. 2021, arXiv:2106.09685
+// A group of projections that share their input (q|k|v, o, gate|up, down) as one matrix with its
+// adapters: y = x W' + bias + scaling * drop(x) A' B'.           Hu et al. 2021, arXiv:2106.09685
 struct Linear {
-  Tensor W;                               // [out, in] T, frozen
+  Tensor W;                               // [out, in] T
   Tensor bias;                            // [1, out] T, or empty
   std::span<const LoraAdapter> adapters;  // ascending row_begin
   int64_t r = 0;
-  float scaling = 0.0f;  // alpha / r, or alpha / sqrt(r)
+  float scaling = 0.0f;        // alpha / r, or alpha / sqrt(r)
+  Tensor dW = {}, dbias = {};  // gradients of W and bias; empty where frozen
 };
+
+// Sums over rows are made of this many parts, added in order, in a scratch tensor `column_sums`
+// [kColumnParts, widest] in trainable_dtype; empty where no bias and no norm is trained.
+inline constexpr int64_t kColumnParts = 128;
 
 // What a Linear needs besides its operands.
 struct LinearContext {
   TokenBatch batch;
   Dropout dropout;
-  Tensor dropped;  // [N, largest in] T scratch; empty where dropout is 0
-  Tensor dxa;      // [N, largest adapters * r] T scratch
+  Tensor dropped;           // [N, largest in] T scratch; empty where dropout is 0
+  Tensor dxa;               // [N, largest adapters * r] T scratch
+  Tensor column_sums = {};  // scratch, as wide as dbias at least
+};
+
+// The matrix that makes logits.
+struct Head {
+  Tensor W;        // [V, C] T
+  Tensor dW = {};  // its gradient; empty where frozen
+};
+
+// What the gradient of the summed loss is multiplied by: value * scale.
+struct LossFactor {
+  double value = 1.0;  // 1 / targets of the global batch
+  Tensor scale = {};   // [1, 1] float64 on the device, StepState::loss_scale; empty: 1
 };
 
 // Where cross_entropy works, one chunk of target rows at a time: all logits are never held.
@@ -86,16 +106,31 @@ struct AdamW {
   double lr = 0.0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.0;
 };
 
-// What clip() found out about a step, [1, 5] float64 on the device: the update reads it there, so
-// no step waits for the host.
-enum class StepState {
-  loss,  // sum of the cross entropy
-  grad_norm,
-  grad_scale,
-  is_finite /* 1 or 0 */,
-  n_updates /* Adam's own counter */
+// How the loss is scaled so that small gradients of float16 do not vanish, with DeepSpeed's rules
+// and names: an overflow, that is a gradient that is not finite under a loss that is, first uses up
+// the hysteresis, then halves the scale; a window of good steps in a row doubles it and gives the
+// hysteresis back.
+struct LossScaling {
+  bool dynamic = false;  // false: the scale is 1, whatever the state holds
+  double initial_scale = 65536.0, min_scale = 1.0;
+  int64_t window = 1000, hysteresis = 2;
 };
-inline constexpr int64_t kStepStates = 5;
+
+// What clip() found out about a step, [1, kStepStates] float64 on the device: the update reads it
+// there, so no step waits for the host.
+enum class StepState {
+  loss,             // sum of the cross entropy
+  grad_norm,        // of the gradient, whatever the loss was scaled by
+  grad_scale,       // what the update multiplies gradients by: clipping, and the scale taken out
+  is_finite,        // 1 or 0: no update
+  n_updates,        // Adam's own counter
+  loss_scale,       // of the next step
+  good_steps,       // in a row, since the scale changed or overflowed
+  hysteresis_left,  // the scale is halved when one is left
+  overflowed,       // 1 or 0: not finite, but a smaller scale may help; 0 at the smallest scale
+  n_overflows,      // steps that overflowed so far
+};
+inline constexpr int64_t kStepStates = 10;
 
 class Backend {
  public:
@@ -130,6 +165,10 @@ class Backend {
 
   // x [N, C] = table[tokens]; table [V, C]
   virtual void embedding_forward(const Tensor& x, const Tensor& table, const TokenBatch& batch) = 0;
+  // dtable [V, C] += the rows of dx [N, C], each to its token's row, in row order. Needs
+  // rows_by_token; padding adds its dx too, which is 0.
+  virtual void embedding_backward(const Tensor& dtable, const Tensor& dx,
+                                  const TokenBatch& batch) = 0;
 
   // y = x * rstd * weight over groups of columns: x, y [N, G*K], rstd [N, G], weight [1, K]. G = 1
   // but for the head norms of Qwen3. rstd = 1 / sqrt(mean(x^2) + eps), kept in trainable_dtype. y
@@ -141,9 +180,11 @@ class Backend {
                                         const Tensor& x, const Tensor& branch, const Tensor& weight,
                                         double eps) = 0;
   // dx = beta * dx + J' dy: beta = 1 adds to the residual stream's gradient, beta = 0 overwrites.
-  // dx may be dy if beta = 0.
-  virtual void rmsnorm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x,
-                                const Tensor& rstd, const Tensor& weight, float beta) = 0;
+  // dx may be dy if beta = 0. dweight [1, K] += sum over rows and groups of dy * x * rstd, nothing
+  // where it is empty.
+  virtual void rmsnorm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dy,
+                                const Tensor& x, const Tensor& rstd, const Tensor& weight,
+                                float beta, const Tensor& column_sums) = 0;
   // h = x + branch [N, C]; h may be x. The last step of a block that is run again in the backward
   // pass.
   virtual void residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch) = 0;
@@ -175,24 +216,28 @@ class Backend {
   // y [N, out] = linear(x [N, in]); xa [N, adapters * r] = drop(x) A', kept for the backward pass
   virtual void linear_forward(const Tensor& y, const Tensor& xa, const Tensor& x,
                               const Linear& linear, const LinearContext& context) = 0;
-  // dx [N, in] = the gradient of x, nothing where dx is empty; dA, dB += of every adapter
+  // dx [N, in] = the gradient of x, nothing where dx is empty; dA, dB += of every adapter; dW +=
+  // dy' x and dbias += column sums of dy, nothing where they are empty
   virtual void linear_backward(const Tensor& dx, const Tensor& dy, const Tensor& x,
                                const Tensor& xa, const Linear& linear,
                                const LinearContext& context) = 0;
 
   // loss [1, 1] (loss_dtype) += sum over the M targets of the cross entropy of softmax(x[row] W');
-  // dx [N, C] = dloss * its gradient, 0 on rows without a target; nothing where dx is empty.
-  // x [N, C], W [V, C].
-  virtual void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& W,
-                             const TokenBatch& batch, double dloss, const LossScratch& scratch) = 0;
+  // dx [N, C] = dloss * its gradient, 0 on rows without a target; head.dW += dloss * its gradient.
+  // Where dx is empty there is no gradient at all. x [N, C].
+  virtual void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x,
+                             const Head& head, const TokenBatch& batch, const LossFactor& dloss,
+                             const LossScratch& scratch) = 0;
 
   // block_sums [n / 1024] (loss_dtype) = sums of squares of blocks of 1024 elements of x [1, n], n
   // % 1024 == 0
   virtual void sum_of_squares(const Tensor& block_sums, const Tensor& x) = 0;
-  // norm = sqrt of the block sums added in block order, is_finite of loss and norm, n_updates += 1
-  // where finite; grad_scale = min(1, max_grad_norm / (norm + 1e-6)), or 1 where max_grad_norm is 0
+  // norm = sqrt of the block sums added in block order / loss scale, is_finite of loss and norm,
+  // n_updates += 1 where finite; grad_scale = min(1, max_grad_norm / (norm + 1e-6)), or 1 where
+  // max_grad_norm is 0, / loss scale. Then the next step's loss scale, as LossScaling says; the
+  // caller puts the first one and its hysteresis into the state.
   virtual void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums,
-                    double max_grad_norm) = 0;
+                    double max_grad_norm, const LossScaling& scaling) = 0;
   // torch's AdamW on flat buffers [1, n] in trainable_dtype: p, m, v updated in place from g *
   // grad_scale; nothing where the state is not finite
   virtual void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
@@ -200,7 +245,7 @@ class Backend {
 };
 
 std::unique_ptr<Backend> make_cpu_backend(
-    DType dtype);             // f32: the CPU backend; f64, c128: the oracles
+    DType dtype);             // f32: the CPU backend; f64, c128: the oracles; bf16, f16: emulated
 void set_cpu_threads(int n);  // of the CPU backend, in this process
 std::string cpu_blas();       // for --version
 bool cuda_is_built();         // false: this binary was made without CUDA

@@ -25,7 +25,10 @@ void update(DType dtype, State& state, const Matrix& g, const Step& step, const 
   const DType trainable = operands.backend().trainable_dtype();
   const Tensor p = operands.input(state.p, trainable), m = operands.input(state.m, trainable);
   const Tensor v = operands.input(state.v, trainable);
-  const Matrix of_step = row({0.0, 0.0, step.grad_scale, step.is_finite, step.n_updates});
+  Matrix of_step(1, kStepStates);
+  of_step.at(0, static_cast<int>(StepState::grad_scale)) = step.grad_scale;
+  of_step.at(0, static_cast<int>(StepState::is_finite)) = step.is_finite;
+  of_step.at(0, static_cast<int>(StepState::n_updates)) = step.n_updates;
   operands.backend().adamw_update(p, m, v, operands.input(g, trainable),
                                   operands.input(of_step, DType::f64), options);
   state = {operands.read(p), operands.read(m), operands.read(v)};

@@ -19,24 +19,31 @@ struct Loss {
     round_to_float(W);
   }
   struct Result {
-    Matrix loss, dx;
+    Matrix loss, dx, dW;
   };
-  Result run(DType dtype, bool with_dx, double before = 0.0, double dloss = kDloss) const {
+  // before: what loss and dW hold at the start. scale: of the loss, on the device; 0: none.
+  Result run(DType dtype, bool with_dx, double before = 0.0, double dloss = kDloss,
+             double scale = 0.0) const {
     Operands operands(dtype);
     const Tensor loss = operands.input(Matrix(1, 1, before), operands.backend().loss_dtype());
     const Tensor dx = with_dx ? operands.output(x.rows, x.cols) : Tensor{};
+    const Tensor dW =
+        operands.input(Matrix(W.rows, W.cols, before), operands.backend().trainable_dtype());
+    LossFactor factor{dloss};
+    if (scale > 0.0) factor.scale = operands.input(Matrix(1, 1, scale), DType::f64);
     operands.backend().cross_entropy(
-        loss, dx, operands.input(x), operands.input(W), operands.batch(documents), dloss,
+        loss, dx, operands.input(x), {operands.input(W), dW}, operands.batch(documents), factor,
         {operands.output(chunk, W.rows), operands.output(chunk, x.cols),
          operands.output(1, chunk, operands.backend().loss_dtype())});
-    return {operands.read(loss), with_dx ? operands.read(dx) : Matrix()};
+    return {operands.read(loss), with_dx ? operands.read(dx) : Matrix(), operands.read(dW)};
   }
-  // dx holds dloss times the gradient: the number that the oracles choose goes in as dloss.
+  // dx and dW hold dloss times the gradient: the number that the oracles choose goes in as dloss.
   Operation operation() {
-    return {{&x},
+    return {{&x, &W},
             [this](DType dtype) { return run(dtype, false).loss; },
             [this](DType dtype, const Matrix& dy) {
-              return std::vector<Matrix>{run(dtype, true, 0.0, dy.real(0, 0)).dx};
+              const Result result = run(dtype, true, 0.0, dy.real(0, 0));
+              return std::vector<Matrix>{result.dx, result.dW};
             }};
   }
 };
@@ -79,6 +86,7 @@ TEST(CrossEntropy, Float) {
   const Loss::Result found = loss.run(DType::f32, true), wanted = loss.run(DType::f64, true);
   EXPECT_LE(largest_error(found.loss, wanted.loss), tolerance::kFloatLoss);
   expect_close(found.dx, wanted.dx, tolerance::kFloatMatmul);
+  expect_close(found.dW, wanted.dW, tolerance::kFloatMatmul);
 }
 
 TEST(CrossEntropy, SameBits) {
@@ -91,6 +99,7 @@ TEST(CrossEntropy, ChunksDoNotMatter) {
   const Loss::Result by_one = one.run(DType::f64, true), at_once = all.run(DType::f64, true);
   EXPECT_LE(largest_error(by_one.loss, at_once.loss), tolerance::kDouble);
   EXPECT_LE(largest_error(by_one.dx, at_once.dx), tolerance::kDouble);
+  EXPECT_LE(largest_error(by_one.dW, at_once.dW), tolerance::kDouble);
 }
 
 TEST(CrossEntropy, LossIsAddedAndOtherRowsAreZero) {
@@ -98,6 +107,10 @@ TEST(CrossEntropy, LossIsAddedAndOtherRowsAreZero) {
   const Loss::Result result = loss.run(DType::f64, true, 100.0);
   const double alone = loss.run(DType::f64, false).loss.real(0, 0);
   EXPECT_LE(std::abs(result.loss.real(0, 0) - 100.0 - alone) / 100.0, tolerance::kDouble);
+  Matrix dW = loss.run(DType::f64, true).dW;
+  for (Complex& value : dW.values) value += 100.0;
+  EXPECT_LE(largest_error(result.dW, dW), tolerance::kDouble);
+  EXPECT_TRUE(loss.run(DType::f64, false, 100.0).dW == Matrix(40, 5, 100.0)) << "loss alone";
   std::vector<bool> has_target(loss.x.rows);
   for (const int32_t row : loss.documents.target_rows) has_target[row] = true;
   for (int64_t n = 0; n < loss.x.rows; ++n) {
@@ -107,12 +120,22 @@ TEST(CrossEntropy, LossIsAddedAndOtherRowsAreZero) {
   }
 }
 
+TEST(CrossEntropy, ScaleMultipliesTheGradientAndNotTheLoss) {
+  const Loss loss({9, 1, 7}, 5, 40, 4);
+  const Loss::Result wanted = loss.run(DType::f64, true, 0.0, 1024 * kDloss);
+  const Loss::Result found = loss.run(DType::f64, true, 0.0, kDloss, 1024.0);
+  EXPECT_TRUE(found.loss == wanted.loss);
+  EXPECT_TRUE(found.dx == wanted.dx);
+  EXPECT_TRUE(found.dW == wanted.dW);
+}
+
 TEST(CrossEntropy, NoTargets) {
   const Loss loss({1, 1, 1}, 5, 40, 4);
   ASSERT_EQ(loss.documents.n_targets(), 0);
   const Loss::Result result = loss.run(DType::f32, true, 2.5);
   EXPECT_EQ(result.loss.real(0, 0), 2.5);
   EXPECT_TRUE(result.dx == Matrix(5, 5));
+  EXPECT_TRUE(result.dW == Matrix(40, 5, 2.5));
 }
 
 // Logits of some hundreds: without the maximum exp would overflow.

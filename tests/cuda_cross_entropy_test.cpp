@@ -21,18 +21,23 @@ struct Loss {
       x.at(n, n % C) = std::ldexp(n % 3 == 0 ? -1.0 : 1.0, n % 3);
   }
   struct Result {
-    Matrix loss, dx;
+    Matrix loss, dx, dW;
     bool operator==(const Result&) const = default;
   };
   template <class Backing>
-  Result run(Backing&& operands, bool with_dx, double before = 0.0) const {
+  // before: what loss and dW hold at the start. scale: of the loss, on the device; 0: none.
+  Result run(Backing&& operands, bool with_dx, double before = 0.0, double scale = 0.0) const {
     const Tensor loss = operands.input(Matrix(1, 1, before), operands.backend().loss_dtype());
     const Tensor dx = with_dx ? operands.output(x.rows, x.cols) : Tensor{};
+    const Tensor dW =
+        operands.input(Matrix(W.rows, W.cols, before), operands.backend().trainable_dtype());
+    LossFactor dloss{kDloss};
+    if (scale > 0.0) dloss.scale = operands.input(Matrix(1, 1, scale), DType::f64);
     operands.backend().cross_entropy(
-        loss, dx, operands.input(x), operands.input(W), operands.batch(documents), kDloss,
+        loss, dx, operands.input(x), {operands.input(W), dW}, operands.batch(documents), dloss,
         {operands.output(chunk, W.rows), operands.output(chunk, x.cols),
          operands.output(1, chunk, operands.backend().loss_dtype())});
-    return {operands.read(loss), with_dx ? operands.read(dx) : Matrix()};
+    return {operands.read(loss), with_dx ? operands.read(dx) : Matrix(), operands.read(dW)};
   }
 };
 
@@ -43,8 +48,11 @@ void expect_right(const Loss& loss, DType dtype, double loss_bound, double dx_bo
     const Loss::Result found = loss.run(CudaOperands(dtype, padding), true);
     EXPECT_LE(largest_error(found.loss, wanted.loss), loss_bound);
     expect_close(found.dx, wanted.dx, dx_bound);
+    expect_close(found.dW, wanted.dW, dx_bound);
     EXPECT_TRUE(loss.run(CudaOperands(dtype, padding), true) == found) << "again";
-    EXPECT_TRUE(loss.run(CudaOperands(dtype, padding), false).loss == found.loss) << "loss alone";
+    const Loss::Result alone = loss.run(CudaOperands(dtype, padding), false);
+    EXPECT_TRUE(alone.loss == found.loss) << "loss alone";
+    EXPECT_TRUE(alone.dW == Matrix(loss.W.rows, loss.W.cols)) << "loss alone";
   }
 }
 
@@ -78,6 +86,57 @@ TEST(CudaCrossEntropy, LargeLogits) {
   }
 }
 
+// A power of two: the same bits, as many times larger.
+TEST(CudaCrossEntropy, ScaleOfTheLoss) {
+  UTRAIN_NEEDS_GPU();
+  for (const DType dtype : kCudaDTypes) {
+    for (const int64_t padding : kCudaPaddings) {
+      SCOPED_TRACE(fmt::format("{}, padding {}", name_of(dtype), padding));
+      const Loss loss(dtype, {9, 1, 23}, 1100, 4);
+      Loss::Result wanted = loss.run(CudaOperands(dtype, padding), true);
+      const Loss::Result found = loss.run(CudaOperands(dtype, padding), true, 0.0, 256.0);
+      EXPECT_TRUE(found.loss == wanted.loss);
+      for (Matrix* x : {&wanted.dx, &wanted.dW}) {
+        for (Complex& value : x->values) value *= 256.0;
+      }
+      // Smallest numbers of float16 are exact only when scaled up.
+      const double bound = cuda_bound(dtype, tolerance::kFloatElementwise);
+      expect_close(found.dx, wanted.dx, bound);
+      expect_close(found.dW, wanted.dW, tolerance::kFloatElementwise);
+    }
+  }
+}
+
+// Probabilities below the smallest normal number of float16 keep their gradient.
+TEST(CudaCrossEntropy, SmallProbabilitiesDoNotVanish) {
+  UTRAIN_NEEDS_GPU();
+  Loss loss(DType::f16, {9, 1, 23}, 40016, 100);
+  for (Complex& value : loss.x.values) value *= 0.125;
+  const Loss::Result wanted = loss.run(Operands(DType::f64), true, 0.0, 1024.0);
+  const Loss::Result found = loss.run(CudaOperands(DType::f16, 8), true, 0.0, 1024.0);
+  for (int64_t v = 0; v < 40016; ++v) {
+    for (int64_t c = 0; c < loss.W.cols; ++c) {
+      const double error = std::abs(found.dW.real(v, c) - wanted.dW.real(v, c));
+      ASSERT_LE(error, 1e-3 * std::abs(wanted.dW.real(v, c))) << v << ", " << c;
+    }
+  }
+}
+
+TEST(CudaCrossEntropy, AnOverflowIsInfinite) {
+  UTRAIN_NEEDS_GPU();
+  const Loss loss(DType::f16, {9, 1, 23}, 40, 100);
+  const auto all_finite = [&](double scale) {
+    const Loss::Result result = loss.run(CudaOperands(DType::f16), true, 0.0, scale);
+    EXPECT_TRUE(std::isfinite(result.loss.real(0, 0)));
+    for (const Complex& value : result.dx.values) {
+      if (!std::isfinite(value.real())) return false;
+    }
+    return true;
+  };
+  EXPECT_TRUE(all_finite(1024.0));
+  EXPECT_FALSE(all_finite(1048576.0));
+}
+
 TEST(CudaCrossEntropy, LossIsAddedAndOtherRowsAreZero) {
   UTRAIN_NEEDS_GPU();
   const Loss loss(DType::bf16, {9, 1, 7}, 40, 4);
@@ -99,6 +158,7 @@ TEST(CudaCrossEntropy, NoTargets) {
   const Loss::Result result = loss.run(CudaOperands(DType::f32), true, 2.5);
   EXPECT_EQ(result.loss.real(0, 0), 2.5);
   EXPECT_TRUE(result.dx == Matrix(5, 8));
+  EXPECT_TRUE(result.dW == Matrix(40, 8, 2.5));
 }
 
 TEST(CudaCrossEntropy, WhatIsNotANumberShows) {

@@ -1,4 +1,4 @@
-// Embedding on the GPU: the rows of the table, moved and not changed.
+// Embedding on the GPU: the rows of the table, moved and not changed; their gradients, added.
 #include "cuda_oracle.h"
 
 namespace utrain {
@@ -22,6 +22,48 @@ TEST(CudaEmbedding, MovesRowsExactly) {
             << name_of(dtype) << ", C = " << C << ", padding " << padding;
       }
     }
+  }
+}
+
+template <class Backing>
+Matrix backward(Backing&& operands, const Documents& documents, const Matrix& dx, int64_t V) {
+  const Tensor dtable =
+      operands.input(Matrix(V, dx.cols, 2.0), operands.backend().trainable_dtype());
+  operands.backend().embedding_backward(dtable, operands.input(dx), operands.batch(documents));
+  return operands.read(dtable);
+}
+
+// Few tokens, each in more rows than a block has threads; many tokens, some in no row.
+TEST(CudaEmbedding, Backward) {
+  UTRAIN_NEEDS_GPU();
+  for (const DType dtype : kCudaDTypes) {
+    for (const int64_t V : {1, 3, 1009}) {
+      for (const int64_t C : {1, 9, 64, 2056}) {
+        const Documents documents({5, 1, 63, 65, C > 64 ? 1 : 900}, 3, V);
+        const Matrix dx = rounded(dtype, random_matrix(documents.n_rows(), C, 1));
+        const Matrix wanted = backward(Operands(DType::f64), documents, dx, V);
+        for (const int64_t padding : kCudaPaddings) {
+          SCOPED_TRACE(
+              fmt::format("{}, V = {}, C = {}, padding {}", name_of(dtype), V, C, padding));
+          const Matrix found = backward(CudaOperands(dtype, padding), documents, dx, V);
+          expect_close(found, wanted, tolerance::kFloatMatmul);
+          EXPECT_TRUE(backward(CudaOperands(dtype, padding), documents, dx, V) == found) << "again";
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaEmbedding, WhatIsOutsideTheTableAddsNothing) {
+  UTRAIN_NEEDS_GPU();
+  Documents documents({4}, 0, 11);
+  documents.tokens = {3, -1, 11, 3};
+  for (const int64_t padding : kCudaPaddings) {
+    const Matrix found =
+        backward(CudaOperands(DType::bf16, padding), documents, Matrix(4, 16, 1.0), 11);
+    Matrix wanted(11, 16, 2.0);
+    for (int64_t c = 0; c < 16; ++c) wanted.at(3, c) = 4.0;
+    EXPECT_TRUE(found == wanted);
   }
 }
 
@@ -60,6 +102,7 @@ TEST(CudaEmbedding, AnEmptyPassDoesNothing) {
   CudaOperands operands(DType::f32);
   const Tensor x = operands.output(0, 9), table = operands.input(Matrix(11, 9));
   EXPECT_NO_THROW(operands.backend().embedding_forward(x, table, operands.batch(documents)));
+  EXPECT_NO_THROW(operands.backend().embedding_backward(table, x, operands.batch(documents)));
 }
 
 }  // namespace

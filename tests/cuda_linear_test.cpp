@@ -1,5 +1,5 @@
-// The frozen product with its adapters on the GPU against the CPU in double; dropout's mask against
-// the CPU's.
+// The product with its adapters on the GPU, W and bias frozen or trained, against the CPU in
+// double; dropout's mask against the CPU's.
 #include "cuda_oracle.h"
 
 namespace utrain {
@@ -14,8 +14,8 @@ struct Group {
   Documents documents;
   int64_t r;
   float p;
-  bool with_bias = true, with_dx = true;
-  double before = 0.0;  // what dA and dB hold at the start
+  bool with_bias = true, with_dx = true, trains_W = false;
+  double before = 0.0;  // what the gradients of weights hold at the start
   Matrix W, bias, x, dy;
   std::vector<Matrix> A, B;
   std::vector<int64_t> row_begin;
@@ -44,6 +44,7 @@ struct Group {
 struct Result {
   Matrix y, xa, dx;
   std::vector<Matrix> dA, dB;
+  Matrix dW, dbias;
   bool operator==(const Result&) const = default;
 };
 
@@ -64,16 +65,26 @@ Result run(const Group& group, Backing&& operands) {
   }
   Linear linear{operands.input(group.W), {}, adapters, group.r, 1.5f};
   if (group.with_bias) linear.bias = operands.input(group.bias);
+  if (group.trains_W) {
+    linear.dW = operands.input(Matrix(group.W.rows, in, group.before), trainable);
+    if (group.with_bias) {
+      linear.dbias = operands.input(Matrix(1, group.W.rows, group.before), trainable);
+    }
+  }
   LinearContext context{operands.batch(group.documents), {group.p, 7, 2}, {}, {}};
   if (group.p > 0) context.dropped = operands.output(N + 1, in + 8);
   if (n_adapters > 0) context.dxa = operands.output(N + 1, n_adapters * group.r + 1);
+  if (group.trains_W) context.column_sums = operands.trainable(kColumnParts, group.W.rows + 1);
   const Tensor y = operands.output(N, group.W.rows), x = operands.input(group.x);
   const Tensor xa = n_adapters > 0 ? operands.output(N, n_adapters * group.r) : Tensor{};
   operands.backend().linear_forward(y, xa, x, linear, context);
   const Tensor dx = group.with_dx ? operands.output(N, in) : Tensor{};
   operands.backend().linear_backward(dx, operands.input(group.dy), x, xa, linear, context);
 
-  Result result{operands.read(y), {}, {}, {}, {}};
+  Result result;
+  result.y = operands.read(y);
+  if (group.trains_W) result.dW = operands.read(linear.dW);
+  if (group.trains_W && group.with_bias) result.dbias = operands.read(linear.dbias);
   if (n_adapters > 0) result.xa = operands.read(xa);
   if (group.with_dx) result.dx = operands.read(dx);
   for (const LoraAdapter& adapter : adapters) {
@@ -98,6 +109,8 @@ void expect_as_on_cpu(DType dtype, const Group& group, int64_t padding, double f
   expect("y", found.y, wanted.y);
   expect("xa", found.xa, wanted.xa);
   expect("dx", found.dx, wanted.dx);
+  expect("dW", found.dW, wanted.dW);
+  expect("dbias", found.dbias, wanted.dbias);
   for (size_t i = 0; i < wanted.dA.size(); ++i) {
     expect("dA", found.dA[i], wanted.dA[i]);
     expect("dB", found.dB[i], wanted.dB[i]);
@@ -168,11 +181,30 @@ TEST(CudaLinear, WithoutBiasOrDxOrAdapters) {
   }
 }
 
-TEST(CudaLinear, GradientsOfAdaptersAreAdded) {
+TEST(CudaLinear, TrainedWeights) {
+  UTRAIN_NEEDS_GPU();
+  for (const DType dtype : kCudaDTypes) {
+    for (const int64_t padding : kCudaPaddings) {
+      for (const std::vector<int64_t>& lengths :
+           {std::vector<int64_t>{1}, {63, 64}, {65, 1, 300}, {1900, 101}}) {
+        SCOPED_TRACE(
+            fmt::format("{} padding {} {} documents", name_of(dtype), padding, lengths.size()));
+        for (const int64_t in : {72, 257}) {
+          Group group(dtype, lengths, in, {{257, false}, {31, false}, {8, false}}, 0, 0.0f);
+          group.trains_W = true;
+          expect_as_on_cpu(dtype, group, padding, tolerance::kFloatLongSums);
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaLinear, GradientsOfWeightsAreAdded) {
   UTRAIN_NEEDS_GPU();
   for (const DType dtype : kCudaDTypes) {
     SCOPED_TRACE(name_of(dtype));
     Group group(dtype, {40, 27}, 48, {{24}, {16}}, 5, 0.0f);
+    group.trains_W = true;
     group.before = 2.0;
     expect_as_on_cpu(dtype, group, 3, tolerance::kFloatMatmul);
   }
@@ -181,16 +213,20 @@ TEST(CudaLinear, GradientsOfAdaptersAreAdded) {
 TEST(CudaLinear, AnEmptyPassAddsNothing) {
   UTRAIN_NEEDS_GPU();
   Group group(DType::bf16, {}, 8, {{4}}, 2, 0.0f);
+  group.trains_W = true;
   group.before = 3.0;
   const Result result = run(group, CudaOperands(DType::bf16));
   EXPECT_TRUE(result.dA[0] == Matrix(2, 8, 3.0));
   EXPECT_TRUE(result.dB[0] == Matrix(4, 2, 3.0));
+  EXPECT_TRUE(result.dW == Matrix(4, 8, 3.0));
+  EXPECT_TRUE(result.dbias == Matrix(1, 4, 3.0));
 }
 
 TEST(CudaLinear, SameBits) {
   UTRAIN_NEEDS_GPU();
   for (const DType dtype : kCudaDTypes) {
-    const Group group(dtype, {1900, 1101}, 384, {{256}, {64}}, 16, 0.25f);
+    Group group(dtype, {1900, 1101}, 384, {{256}, {64}}, 16, 0.25f);
+    group.trains_W = true;
     const Result first = run(group, CudaOperands(dtype, 8));
     for (int i = 0; i < 3; ++i)
       EXPECT_TRUE(run(group, CudaOperands(dtype, 8)) == first) << name_of(dtype);

@@ -85,10 +85,16 @@ class CudaOperands {
   }
 
   TokenBatch batch(const Documents& documents) {
-    return {
-        documents.n_rows(),        integers(documents.tokens),      integers(documents.positions),
-        integers(documents.begin), integers(documents.end),         integers(documents.documents),
-        documents.n_targets(),     integers(documents.target_rows), integers(documents.targets)};
+    return {documents.n_rows(),
+            integers(documents.tokens),
+            integers(documents.positions),
+            integers(documents.begin),
+            integers(documents.end),
+            integers(documents.documents),
+            documents.n_targets(),
+            integers(documents.target_rows),
+            integers(documents.targets),
+            integers(rows_by_token(documents.tokens))};
   }
 
  private:

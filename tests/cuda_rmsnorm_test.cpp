@@ -44,9 +44,14 @@ Result residual_forward(const Norm& norm, CudaOperands operands, bool in_place) 
   return {operands.read(h), operands.read(y), operands.read(rstd)};
 }
 
+struct Gradients {
+  Matrix dx, dweight;
+  bool operator==(const Gradients&) const = default;
+};
+
 // beta = 1 where `adds`; else dx is dy where `in_place`.
 template <class Backing>
-Matrix backward(const Norm& norm, Backing&& operands, bool adds, bool in_place = false) {
+Gradients backward(const Norm& norm, Backing&& operands, bool adds, bool in_place = false) {
   const Tensor x = operands.input(norm.x), weight = operands.input(norm.weight);
   const Tensor rstd = operands.trainable(x.rows, norm.G);
   operands.backend().rmsnorm_forward(operands.output(x.rows, x.cols), rstd, x, weight, kEps);
@@ -54,15 +59,18 @@ Matrix backward(const Norm& norm, Backing&& operands, bool adds, bool in_place =
   const Tensor dx = in_place ? dy
                     : adds   ? operands.input(norm.before)
                              : operands.output(x.rows, x.cols);
-  operands.backend().rmsnorm_backward(dx, dy, x, rstd, weight, adds ? 1.0f : 0.0f);
-  return operands.read(dx);
+  const Tensor dweight =
+      operands.input(Matrix(1, norm.K, adds ? 2.0 : 0.0), operands.backend().trainable_dtype());
+  operands.backend().rmsnorm_backward(dx, dweight, dy, x, rstd, weight, adds ? 1.0f : 0.0f,
+                                      operands.trainable(kColumnParts, norm.K + 1));
+  return {operands.read(dx), operands.read(dweight)};
 }
 
 struct Shape {
   int64_t N, G, K;
 };
 // Part of a warp, heads, one block with idle threads, full blocks, the widest.
-constexpr Shape kShapes[] = {{40, 1, 5},   {3, 4, 6},    {33, 5, 64},  {9, 3, 128},
+constexpr Shape kShapes[] = {{40, 1, 5},   {3, 4, 6},    {33, 5, 64},  {900, 3, 128},
                              {5, 2, 256},  {17, 1, 257}, {7, 1, 577},  {4, 2, 896},
                              {6, 1, 4096}, {2, 1, 8200}, {2, 1, 16384}};
 
@@ -112,8 +120,10 @@ TEST(CudaRmsNorm, Backward) {
   for_all_cases([](const Norm& norm, int64_t padding) {
     const double bound = cuda_bound(norm.dtype, tolerance::kFloatElementwise);
     for (const bool adds : {false, true}) {
-      const Matrix found = backward(norm, CudaOperands(norm.dtype, padding), adds);
-      expect_close(found, backward(norm, Operands(DType::f64), adds), bound);
+      const Gradients found = backward(norm, CudaOperands(norm.dtype, padding), adds);
+      const Gradients wanted = backward(norm, Operands(DType::f64), adds);
+      expect_close(found.dx, wanted.dx, bound);
+      expect_close(found.dweight, wanted.dweight, tolerance::kFloatLongSums);
       EXPECT_TRUE(backward(norm, CudaOperands(norm.dtype, padding), adds) == found) << "again";
     }
     EXPECT_TRUE(backward(norm, CudaOperands(norm.dtype, padding), false) ==

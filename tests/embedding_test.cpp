@@ -1,4 +1,4 @@
-// Embedding: the rows of the table, moved and not changed.
+// Embedding: the rows of the table, moved and not changed; their gradients, added token by token.
 #include "oracle.h"
 
 namespace utrain {
@@ -21,6 +21,63 @@ TEST(Embedding, MovesRowsExactly) {
   }
 }
 
+struct Lookup {
+  Documents documents;
+  Matrix table;
+
+  Lookup(const std::vector<int64_t>& lengths, int64_t C, int64_t V)
+      : documents(lengths, 0, V), table(random_matrix(V, C, 1)) {}
+  Matrix forward(DType dtype) const {
+    Operands operands(dtype);
+    const Tensor x = operands.output(documents.n_rows(), table.cols);
+    operands.backend().embedding_forward(x, operands.input(table), operands.batch(documents));
+    return operands.read(x);
+  }
+  Matrix backward(DType dtype, const Matrix& dx, double before = 0.0) const {
+    Operands operands(dtype);
+    const Tensor dtable = operands.input(Matrix(table.rows, table.cols, before),
+                                         operands.backend().trainable_dtype());
+    operands.backend().embedding_backward(dtable, operands.input(dx), operands.batch(documents));
+    return operands.read(dtable);
+  }
+  Operation operation() {
+    return {
+        {&table},
+        [this](DType dtype) { return forward(dtype); },
+        [this](DType dtype, const Matrix& dx) { return std::vector<Matrix>{backward(dtype, dx)}; }};
+  }
+};
+
+TEST(Embedding, ComplexStep) {
+  expect_complex_step(Lookup({5, 1, 7}, 3, 6).operation());
+}
+
+TEST(Embedding, Adjoint) {
+  expect_adjoint(Lookup({60, 1, 33}, 131, 29).operation());
+}
+
+TEST(Embedding, Float) {
+  expect_float(Lookup({60, 1, 33}, 131, 29).operation(), tolerance::kFloatElementwise);
+}
+
+TEST(Embedding, SameBits) {
+  expect_same_bits(Lookup({60, 1, 33}, 131, 29).operation(), {1, 2, 2});
+}
+
+TEST(Embedding, GradientIsAddedWhereTheTokenStands) {
+  Lookup lookup({3}, 2, 4);
+  lookup.documents.tokens = {2, 0, 2};
+  Matrix dx(3, 2), wanted(4, 2, 100.0);
+  for (int64_t n = 0; n < 3; ++n) {
+    for (int64_t c = 0; c < 2; ++c) dx.at(n, c) = std::pow(10.0, static_cast<double>(n)) + c;
+  }
+  wanted.at(0, 0) = 110.0;
+  wanted.at(0, 1) = 111.0;
+  wanted.at(2, 0) = 201.0;
+  wanted.at(2, 1) = 203.0;
+  EXPECT_TRUE(lookup.backward(DType::f32, dx, 100.0) == wanted);
+}
+
 TEST(Embedding, RefusesWhatIsOutsideTheTable) {
   Documents documents({4}, 0, 11);
   for (const int32_t token : {-1, 11}) {
@@ -28,6 +85,7 @@ TEST(Embedding, RefusesWhatIsOutsideTheTable) {
     Operands operands(DType::f32);
     const Tensor x = operands.output(4, 9), table = operands.input(Matrix(11, 9));
     EXPECT_THROW(operands.backend().embedding_forward(x, table, operands.batch(documents)), Error);
+    EXPECT_THROW(operands.backend().embedding_backward(table, x, operands.batch(documents)), Error);
   }
 }
 

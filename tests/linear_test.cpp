@@ -1,5 +1,5 @@
-// The frozen product with its adapters: q|k|v, gate|up and single projections, with bias and
-// dropout.
+// The product with its adapters: q|k|v, gate|up and single projections, with bias and dropout; W
+// and bias frozen or trained.
 #include "core/random.h"
 #include "oracle.h"
 
@@ -18,6 +18,7 @@ struct Group {
   float scaling = 1.5f;
   uint64_t seed = 7;
   int64_t epoch = 2;
+  bool trains_W = false;
   Matrix W, bias, x;
   std::vector<Matrix> A, B;
   std::vector<int64_t> row_begin;
@@ -43,8 +44,9 @@ struct Group {
   struct Result {
     Matrix y, xa, dx;
     std::vector<Matrix> dA, dB;
+    Matrix dW, dbias;
   };
-  // before: what dA and dB hold at the start.
+  // before: what the gradients of weights hold at the start.
   Result run(DType dtype, const Matrix* dy, bool with_dx = true, double before = 0.0) const {
     const int64_t N = x.rows, in = x.cols, n_adapters = static_cast<int64_t>(A.size());
     Operands operands(dtype);
@@ -60,13 +62,19 @@ struct Group {
     }
     Linear linear{operands.input(W), {}, adapters, r, scaling};
     if (bias.rows > 0) linear.bias = operands.input(bias);
+    if (trains_W) {
+      const DType trainable = operands.backend().trainable_dtype();
+      linear.dW = operands.input(Matrix(W.rows, W.cols, before), trainable);
+      if (bias.rows > 0) linear.dbias = operands.input(Matrix(1, W.rows, before), trainable);
+    }
     LinearContext context{operands.batch(documents), {p, seed, epoch}, {}, {}};
     if (p > 0) context.dropped = operands.output(N + 1, in + 2);
     if (n_adapters > 0) context.dxa = operands.output(N + 1, n_adapters * r + 1);
     const Tensor y = operands.output(N, W.rows), x_in = operands.input(x);
     const Tensor xa = n_adapters > 0 ? operands.output(N, n_adapters * r) : Tensor{};
     operands.backend().linear_forward(y, xa, x_in, linear, context);
-    Result result{operands.read(y), n_adapters > 0 ? operands.read(xa) : Matrix(), {}, {}, {}};
+    Result result{
+        operands.read(y), n_adapters > 0 ? operands.read(xa) : Matrix(), {}, {}, {}, {}, {}};
     if (dy == nullptr) return result;
     const Tensor dx = with_dx ? operands.output(N, in) : Tensor{};
     operands.backend().linear_backward(dx, operands.input(*dy), x_in, xa, linear, context);
@@ -75,6 +83,8 @@ struct Group {
       result.dA.push_back(operands.read(adapter.dA));
       result.dB.push_back(operands.read(adapter.dB));
     }
+    if (trains_W) result.dW = operands.read(linear.dW);
+    if (trains_W && bias.rows > 0) result.dbias = operands.read(linear.dbias);
     return result;
   }
   Operation operation() {
@@ -84,6 +94,8 @@ struct Group {
       operation.inputs.push_back(&A[i]);
       operation.inputs.push_back(&B[i]);
     }
+    if (trains_W) operation.inputs.push_back(&W);
+    if (trains_W && bias.rows > 0) operation.inputs.push_back(&bias);
     operation.forward = [this](DType dtype) { return run(dtype, nullptr).y; };
     operation.backward = [this](DType dtype, const Matrix& dy) {
       const Result result = run(dtype, &dy);
@@ -92,11 +104,18 @@ struct Group {
         gradients.push_back(result.dA[i]);
         gradients.push_back(result.dB[i]);
       }
+      if (trains_W) gradients.push_back(result.dW);
+      if (trains_W && bias.rows > 0) gradients.push_back(result.dbias);
       return gradients;
     };
     return operation;
   }
 };
+
+Group trained(Group group) {
+  group.trains_W = true;
+  return group;
+}
 
 Matrix product(const Matrix& a, const Matrix& b_transposed) {
   Matrix c(a.rows, b_transposed.rows);
@@ -155,48 +174,61 @@ TEST(Linear, ComplexStep) {
     Group without_bias(4, 6, {{3}, {5}}, 2, p);
     without_bias.bias = Matrix();
     expect_complex_step(without_bias.operation());
+    expect_complex_step(trained(without_bias).operation());
+    expect_complex_step(trained(Group(4, 9, {{3, false}, {4}}, 2, p)).operation());
+    expect_complex_step(trained(Group(4, 6, {{5, false}}, 5)).operation());
   }
 }
 
 TEST(Linear, Adjoint) {
   for (const float p : {0.0f, 0.25f}) {
     expect_adjoint(Group(67, 129, {{64}, {33}, {31}}, 5, p).operation());
+    expect_adjoint(trained(Group(67, 129, {{64}, {33}, {31}}, 5, p)).operation());
   }
 }
 
 TEST(Linear, Float) {
   for (const float p : {0.0f, 0.25f}) {
     expect_float(Group(67, 257, {{64}, {33}, {31}}, 5, p).operation(), tolerance::kFloatMatmul);
+    expect_float(trained(Group(67, 257, {{64}, {33}, {31}}, 5, p)).operation(),
+                 tolerance::kFloatMatmul);
   }
 }
 
 TEST(Linear, SameBits) {
   expect_same_bits(Group(67, 257, {{64}, {33}, {31}}, 5, 0.25f).operation(), {1, 1});
   expect_same_bits(Group(67, 257, {{64}, {33}, {31}}, 5, 0.25f).operation(), {2, 2});
+  expect_same_bits(trained(Group(67, 257, {{64, false}, {131, false}}, 5)).operation(), {2, 2});
 }
 
-TEST(Linear, GradientsOfAdaptersAreAdded) {
-  const Group group(5, 7, {{4}, {3}}, 2);
+Matrix plus(Matrix x, double value) {
+  for (Complex& element : x.values) element += value;
+  return x;
+}
+
+TEST(Linear, GradientsOfWeightsAreAdded) {
+  const Group group = trained(Group(5, 7, {{4}, {3}}, 2));
   const Matrix dy = random_matrix(5, 7, 8);
   const Group::Result first = group.run(DType::f64, &dy);
   const Group::Result second = group.run(DType::f64, &dy, false, 10.0);
   for (size_t i = 0; i < 2; ++i) {
-    Matrix dA = first.dA[i], dB = first.dB[i];
-    for (Complex& value : dA.values) value += 10.0;
-    for (Complex& value : dB.values) value += 10.0;
-    EXPECT_LE(largest_error(second.dA[i], dA), tolerance::kDouble);
-    EXPECT_LE(largest_error(second.dB[i], dB), tolerance::kDouble);
+    EXPECT_LE(largest_error(second.dA[i], plus(first.dA[i], 10.0)), tolerance::kDouble);
+    EXPECT_LE(largest_error(second.dB[i], plus(first.dB[i], 10.0)), tolerance::kDouble);
   }
+  EXPECT_LE(largest_error(second.dW, plus(first.dW, 10.0)), tolerance::kDouble);
+  EXPECT_LE(largest_error(second.dbias, plus(first.dbias, 10.0)), tolerance::kDouble);
 }
 
 TEST(Linear, AnEmptyPassAddsNothing) {
-  Group group(3, 7, {{4}}, 2);
+  Group group = trained(Group(3, 7, {{4}}, 2));
   group.documents = Documents({}, 0, 10);
   group.x = Matrix(0, 7);
   const Matrix dy(0, 4);
   const Group::Result result = group.run(DType::f32, &dy, true, 3.0);
   EXPECT_TRUE(result.dA[0] == Matrix(2, 7, 3.0));
   EXPECT_TRUE(result.dB[0] == Matrix(4, 2, 3.0));
+  EXPECT_TRUE(result.dW == Matrix(4, 7, 3.0));
+  EXPECT_TRUE(result.dbias == Matrix(1, 4, 3.0));
 }
 
 // With x = 1 and A = I, xa shows the mask times 1 / (1 - p).

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "data/pass.h"
 #include "tolerance.h"
 
 namespace utrain {
@@ -169,10 +170,16 @@ class Operands {
   }
 
   TokenBatch batch(const Documents& documents) {
-    return {
-        documents.n_rows(),        integers(documents.tokens),      integers(documents.positions),
-        integers(documents.begin), integers(documents.end),         integers(documents.documents),
-        documents.n_targets(),     integers(documents.target_rows), integers(documents.targets)};
+    return {documents.n_rows(),
+            integers(documents.tokens),
+            integers(documents.positions),
+            integers(documents.begin),
+            integers(documents.end),
+            integers(documents.documents),
+            documents.n_targets(),
+            integers(documents.target_rows),
+            integers(documents.targets),
+            integers(rows_by_token(documents.tokens))};
   }
 
  private:

@@ -28,10 +28,16 @@ TEST(Pass, ByHand) {
   EXPECT_EQ(pass.documents, (Ints{1, 1, 2, 2, 2, 0, 0, 0, 0}));
   EXPECT_EQ(pass.target_rows, (Ints{0, 2, 6, 7}));
   EXPECT_EQ(pass.targets, (Ints{21, 31, 12, 13}));
+  EXPECT_EQ(pass.rows_by_token, (Ints{5, 6, 7, 8, 0, 1, 2, 3, 4}));
   ASSERT_EQ(pass.pieces.size(), 3u);
   EXPECT_EQ(pass.pieces[2].document, 0);
   EXPECT_EQ(pass.pieces[2].first_row, 5);
   EXPECT_EQ(pass.pieces[2].length, 4);
+}
+
+TEST(Pass, RowsByTokenKeepTheOrderOfEqualTokens) {
+  EXPECT_EQ(rows_by_token({7, 2, 7, 0, 2, 7}), (Ints{3, 1, 4, 0, 2, 5}));
+  EXPECT_EQ(rows_by_token({}), Ints{});
 }
 
 TEST(Pass, ATruncatedDocumentEndsAtItsCut) {

@@ -21,8 +21,12 @@ struct Norm {
     EXPECT_FALSE(std::isnan(nmse(operands.read(rstd), Matrix(x.rows, G, 1.0))));
     return operands.read(y);
   }
-  Matrix backward(DType dtype, const Matrix& dy, const Matrix* before,
-                  bool in_place = false) const {
+  struct Gradients {
+    Matrix dx, dweight;
+  };
+  // before: what dx and dweight hold at the start, where beta = 1.
+  Gradients backward(DType dtype, const Matrix& dy, const Matrix* before, bool in_place = false,
+                     bool trains_weight = true) const {
     Operands operands(dtype);
     const Tensor y = operands.output(x.rows, x.cols), rstd = operands.trainable(x.rows, G);
     const Tensor x_in = operands.input(x), w = operands.input(weight), dy_in = operands.input(dy);
@@ -30,14 +34,19 @@ struct Norm {
     const Tensor dx = in_place ? dy_in
                       : before ? operands.input(*before)
                                : operands.output(x.rows, x.cols);
-    operands.backend().rmsnorm_backward(dx, dy_in, x_in, rstd, w, before ? 1.0f : 0.0f);
-    return operands.read(dx);
+    const Matrix dweight_before(1, weight.cols, before ? 10.0 : 0.0);
+    const DType trainable = operands.backend().trainable_dtype();
+    const Tensor dweight = trains_weight ? operands.input(dweight_before, trainable) : Tensor{};
+    operands.backend().rmsnorm_backward(dx, dweight, dy_in, x_in, rstd, w, before ? 1.0f : 0.0f,
+                                        operands.trainable(kColumnParts, weight.cols));
+    return {operands.read(dx), trains_weight ? operands.read(dweight) : Matrix()};
   }
   Operation operation() {
-    return {{&x},
+    return {{&x, &weight},
             [this](DType dtype) { return forward(dtype); },
             [this](DType dtype, const Matrix& dy) {
-              return std::vector<Matrix>{backward(dtype, dy, nullptr)};
+              Gradients gradients = backward(dtype, dy, nullptr);
+              return std::vector<Matrix>{gradients.dx, gradients.dweight};
             }};
   }
 };
@@ -80,10 +89,17 @@ TEST(RmsNorm, SameBits) {
 TEST(RmsNorm, BackwardAddsWhereBetaIsOne) {
   const Norm norm(5, 2, 9);
   const Matrix dy = random_like(norm.x, 3), before = random_like(norm.x, 4);
-  Matrix wanted = norm.backward(DType::f64, dy, nullptr);
-  EXPECT_TRUE(norm.backward(DType::f64, dy, nullptr, true) == wanted) << "dx is dy";
-  for (size_t i = 0; i < wanted.values.size(); ++i) wanted.values[i] += before.values[i];
-  EXPECT_LE(largest_error(norm.backward(DType::f64, dy, &before), wanted), tolerance::kDouble);
+  const Norm::Gradients first = norm.backward(DType::f64, dy, nullptr);
+  const Norm::Gradients in_place = norm.backward(DType::f64, dy, nullptr, true);
+  EXPECT_TRUE(in_place.dx == first.dx) << "dx is dy";
+  EXPECT_TRUE(in_place.dweight == first.dweight) << "dx is dy";
+  Matrix dx = first.dx, dweight = first.dweight;
+  for (size_t i = 0; i < dx.values.size(); ++i) dx.values[i] += before.values[i];
+  for (Complex& value : dweight.values) value += 10.0;
+  const Norm::Gradients added = norm.backward(DType::f64, dy, &before);
+  EXPECT_LE(largest_error(added.dx, dx), tolerance::kDouble);
+  EXPECT_LE(largest_error(added.dweight, dweight), tolerance::kDouble);
+  EXPECT_TRUE(norm.backward(DType::f64, dy, nullptr, false, false).dx == first.dx) << "frozen";
 }
 
 TEST(RmsNorm, ForwardInPlace) {

@@ -84,6 +84,7 @@ inline Pass tiny_pass(int64_t vocab_size) {
     pass.n_tokens += length;
     document += 4;
   }
+  pass.rows_by_token = rows_by_token(pass.tokens);
   return pass;
 }
 

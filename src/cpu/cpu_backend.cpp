@@ -120,6 +120,10 @@ class CpuBackend : public Backend {
   void embedding_forward(const Tensor& x, const Tensor& table, const TokenBatch& batch) override {
     cpu::embedding_forward<T>(x, table, batch);
   }
+  void embedding_backward(const Tensor& dtable, const Tensor& dx,
+                          const TokenBatch& batch) override {
+    cpu::embedding_backward<T>(dtable, dx, batch);
+  }
 
   void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& weight,
                        double eps) override {
@@ -130,9 +134,11 @@ class CpuBackend : public Backend {
                                 double eps) override {
     cpu::residual_rmsnorm_forward<T>(h, y, rstd, x, branch, weight, eps);
   }
-  void rmsnorm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& rstd,
-                        const Tensor& weight, float beta) override {
-    cpu::rmsnorm_backward<T>(dx, dy, x, rstd, weight, beta);
+  // Column sums need no scratch here.
+  void rmsnorm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dy, const Tensor& x,
+                        const Tensor& rstd, const Tensor& weight, float beta,
+                        const Tensor& /*column_sums*/) override {
+    cpu::rmsnorm_backward<T>(dx, dweight, dy, x, rstd, weight, beta);
   }
   void residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch) override {
     cpu::residual_forward<T>(h, x, branch);
@@ -174,17 +180,18 @@ class CpuBackend : public Backend {
     cpu::linear_backward<T>(dx, dy, x, xa, linear, context);
   }
 
-  void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& W,
-                     const TokenBatch& batch, double dloss, const LossScratch& scratch) override {
-    cpu::cross_entropy<T>(loss, dx, x, W, batch, dloss, scratch);
+  void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Head& head,
+                     const TokenBatch& batch, const LossFactor& dloss,
+                     const LossScratch& scratch) override {
+    cpu::cross_entropy<T>(loss, dx, x, head, batch, dloss, scratch);
   }
 
   void sum_of_squares(const Tensor& block_sums, const Tensor& x) override {
     cpu::sum_of_squares<T>(block_sums, x);
   }
-  void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums,
-            double max_grad_norm) override {
-    cpu::clip<cpu::Wide<T>>(state, loss, block_sums, max_grad_norm);
+  void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums, double max_grad_norm,
+            const LossScaling& scaling) override {
+    cpu::clip<cpu::Wide<T>>(state, loss, block_sums, max_grad_norm, scaling);
   }
   void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
                     const Tensor& state, const AdamW& options) override {

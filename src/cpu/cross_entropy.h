@@ -1,8 +1,9 @@
 // loss += sum over targets of (log sum_v exp(logit_v) - logit_target), logits = x[row] W'
-//   x, dx [N, C] T   W [V, C] T   loss [1, 1] double (T where wider)
+//   x, dx [N, C] T   W, dW [V, C] T   loss [1, 1] double (T where wider)
 //   scratch: one chunk of logits, the rows of x it comes from, a loss for each row
-//   dx = dloss * (softmax - onehot) W on rows with a target, 0 on the others; nothing where dx is
-//   empty. Requires target rows ascending and without repetition.
+//   g = dloss * (softmax - onehot), dloss = its value * its scale;  dx = g W on rows with a target,
+//   0 on the others;  dW += g' x[row], nothing where empty. No gradient at all where dx is empty.
+//   Requires target rows ascending and without repetition.
 //   Softmax sums: blocks of 512 in T, blocks and loss in double, targets added in order.
 #pragma once
 
@@ -50,14 +51,24 @@ Wide<T> cross_entropy_row(T* logits, int64_t V, int64_t target, double dloss) {
   return static_cast<double>(shift) + std::log(sum) - target_logit;
 }
 
+inline double value_of(const LossFactor& dloss) {
+  if (dloss.scale.empty()) return dloss.value;
+  const View<double> scale(dloss.scale);
+  ASSERT(scale.is(1, 1));
+  return dloss.value * scale.data[0];
+}
+
 template <class T>
-void cross_entropy(View<Wide<T>> loss, View<T> dx, View<T> x, View<T> W, const TokenBatch& batch,
-                   double dloss, const LossScratch& scratch) {
+void cross_entropy(View<Wide<T>> loss, View<T> dx, View<T> x, const Head& head,
+                   const TokenBatch& batch, const LossFactor& factor, const LossScratch& scratch) {
+  const View<T> W = head.W, dW = head.dW;
   const View<T> logits = scratch.logits, gathered = scratch.x_rows;
   const View<Wide<T>> losses = scratch.losses;
   const int64_t M = batch.n_targets, C = x.cols, V = W.rows;
+  const double dloss = value_of(factor);
   ASSERT(loss.is(1, 1) && x.rows == batch.n_rows && W.cols == C && logits.cols == V);
   ASSERT(dx.empty() || dx.is(x.rows, C));
+  ASSERT(dW.empty() || dW.is(V, C));
   ASSERT(M == 0 || logits.rows > 0);
   ASSERT(gathered.is(logits.rows, C) && losses.is(1, logits.rows));
   ASSERT(all_below(batch.target_rows, M, x.rows) && all_below(batch.targets, M, V));
@@ -78,6 +89,7 @@ void cross_entropy(View<Wide<T>> loss, View<T> dx, View<T> x, View<T> W, const T
     }
     for (int64_t i = 0; i < n_rows; ++i) loss.data[0] += losses.data[i];
     if (dx.empty()) continue;
+    if (!dW.empty()) matmul_tn(dW, chunk_logits, x_rows, T(1), T(1));
     matmul_nn(x_rows, chunk_logits, W);
     for (int64_t i = 0; i < n_rows; ++i) std::copy_n(x_rows.row(i), C, dx.row(rows[i]));
   }

@@ -2,14 +2,16 @@
 //   Hu et al. 2021, arXiv:2106.09685
 //   x, dx [N, in] T   y, dy [N, out] T
 //   xa [N, adapters * r] T, adapter i in columns [i r, i r + r)
-//   forward: y =, xa =.  backward: dx = (nothing where empty), dA +=, dB +=; W, bias are frozen
+//   forward: y =, xa =.  backward: dx =, dA +=, dB +=, dW +=, dbias +=; dx, dW, dbias: nothing
+//   where empty
 //     dxa = scaling * dy B;  dB += scaling * dy' xa;  dA += dxa' drop(x)
-//     dx = dy W + mask * (dxa A) / (1 - p)
+//     dx = dy W + mask * (dxa A) / (1 - p);  dW += dy' x;  dbias += column sums of dy
 //   Dropout is inverted; each adapter has its own mask, made again in the backward pass. p = 0
 //   copies nothing. Products accumulate in T (BLAS).
 #pragma once
 
 #include "backend.h"
+#include "cpu/column_sums.h"
 #include "cpu/dropout.h"
 #include "cpu/matmul.h"
 #include "cpu/view.h"
@@ -71,6 +73,11 @@ void linear_backward(View<T> dx, View<T> dy, View<T> x, View<T> xa, const Linear
   check_linear(dy, x, xa, linear);
   ASSERT(dx.empty() || dx.is(x.rows, x.cols));
   if (!dx.empty()) matmul_nn<T>(dx, dy, linear.W);
+  if (!linear.dW.empty()) matmul_tn<T>(linear.dW, dy, x, T(1), T(1));
+  if (!linear.dbias.empty()) {
+    ASSERT(linear.dbias.rows == 1 && linear.dbias.cols == dy.cols);
+    add_column_sums<T>(linear.dbias, dy.rows, [&](int64_t n, int64_t k) { return dy.row(n)[k]; });
+  }
   const View<T> scratch(context.dxa);
   int64_t column = 0;
   for (const LoraAdapter& adapter : linear.adapters) {

@@ -1,13 +1,15 @@
 // y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) over groups of K columns   Zhang &
 // Sennrich 2019, arXiv:1910.07467
-//   x, y, dx, dy [N, G*K] T   rstd [N, G] T   weight [1, K] T, frozen, shared by the groups
+//   x, y, dx, dy [N, G*K] T   rstd [N, G] T   weight, dweight [1, K] T, shared by the groups
 //   forward: y =, rstd =; y may be x. With a residual: h = x + branch, y = rmsnorm(h); h may be x.
 //   backward: dx = beta * dx + rstd * (dy * weight - xhat * mean(dy * weight * xhat)), xhat = x *
-//   rstd; beta = 0 does not read dx, and dx may then be dy. Means accumulate in T over fixed lanes.
+//   rstd; beta = 0 does not read dx, and dx may then be dy. dweight += sum over rows and groups of
+//   dy * xhat, nothing where empty. Means accumulate in T over fixed lanes.
 #pragma once
 
 #include <cmath>
 
+#include "cpu/column_sums.h"
 #include "cpu/residual.h"
 #include "cpu/view.h"
 
@@ -40,11 +42,19 @@ void residual_rmsnorm_forward(View<T> h, View<T> y, View<T> rstd, View<T> x, Vie
 }
 
 template <class T>
-void rmsnorm_backward(View<T> dx, View<T> dy, View<T> x, View<T> rstd, View<T> weight, float beta) {
+void rmsnorm_backward(View<T> dx, View<T> dweight, View<T> dy, View<T> x, View<T> rstd,
+                      View<T> weight, float beta) {
   const int64_t K = weight.cols, G = rstd.cols;
   ASSERT(weight.rows == 1 && K > 0 && dx.is(x.rows, G * K) && dy.is(x.rows, G * K));
   ASSERT(x.cols == G * K && rstd.rows == x.rows);
   ASSERT(beta == 0.0f || dx.data != dy.data);
+  ASSERT(dweight.empty() || dweight.is(1, K));
+  if (!dweight.empty()) {  // first, because dx may be dy
+    add_column_sums(dweight, x.rows * G, [&](int64_t i, int64_t k) {
+      const int64_t n = i / G, column = i % G * K + k;
+      return dy.row(n)[column] * x.row(n)[column] * rstd.row(n)[i % G];
+    });
+  }
 #pragma omp parallel for schedule(static)
   for (int64_t n = 0; n < x.rows; ++n) {
     for (int64_t g = 0; g < G; ++g) {

@@ -1,5 +1,6 @@
 #include "data/pass.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "core/error.h"
@@ -30,10 +31,23 @@ void append(Pass& pass, const TokenDataSet& data, const Piece& piece) {
 
 }  // namespace
 
+std::vector<int32_t> rows_by_token(const std::vector<int32_t>& tokens) {
+  // Token and row in one number: a plain sort of these is the stable one.
+  std::vector<int64_t> keys(tokens.size());
+  for (size_t n = 0; n < keys.size(); ++n) {
+    keys[n] = (static_cast<int64_t>(tokens[n]) << 32) + static_cast<int64_t>(n);
+  }
+  std::sort(keys.begin(), keys.end());
+  std::vector<int32_t> rows(keys.size());
+  for (size_t n = 0; n < keys.size(); ++n) rows[n] = static_cast<int32_t>(keys[n] & 0xFFFFFFFF);
+  return rows;
+}
+
 Pass make_pass(const TokenDataSet& data, const Rows& rows, const std::vector<int64_t>& indices) {
   Pass pass;
   for (const int64_t row : indices)
     for (const Piece& piece : rows.rows[row]) append(pass, data, piece);
+  pass.rows_by_token = rows_by_token(pass.tokens);
   return pass;
 }
 

@@ -192,8 +192,8 @@ void Transformer::mlp_block_forward(int64_t l, const TokenBatch& batch) {
 }
 
 void Transformer::loss(const Tensor& loss, const TokenBatch& batch) {
-  backend_.cross_entropy(loss, {}, scratch_.normed.first_rows(batch.n_rows), weights_.ends().head,
-                         batch, 0.0, scratch_.loss);
+  backend_.cross_entropy(loss, {}, scratch_.normed.first_rows(batch.n_rows), {weights_.ends().head},
+                         batch, {}, scratch_.loss);
 }
 
 Tensor Transformer::logits(int64_t first, int64_t n) {
@@ -209,10 +209,10 @@ void Transformer::loss_and_backward(const Tensor& loss, const TokenBatch& batch,
   const int64_t L = architecture_.n_layers;
   const Tensor dnormed = scratch_.dnormed.first_rows(batch.n_rows);
   backend_.cross_entropy(loss, dnormed, scratch_.normed.first_rows(batch.n_rows),
-                         weights_.ends().head, batch, dloss, scratch_.loss);
-  backend_.rmsnorm_backward(scratch_.dhidden.first_rows(batch.n_rows), dnormed,
+                         {weights_.ends().head}, batch, {dloss}, scratch_.loss);
+  backend_.rmsnorm_backward(scratch_.dhidden.first_rows(batch.n_rows), {}, dnormed,
                             slot(L, Slot::hidden, batch), slot(L, Slot::norm_rstd, batch),
-                            weights_.ends().final_norm, 0.0f);
+                            weights_.ends().final_norm, 0.0f, {});
   for (int64_t l = L - 1; l >= 0; --l) {
     recompute(l, batch);
     mlp_block_backward(l, batch);
@@ -267,7 +267,7 @@ void Transformer::mlp_block_backward(int64_t l, const TokenBatch& batch) {
   linear_backward(l, Group::gate_up, adapters_below(l, Group::gate_up) ? dnormed : Tensor{},
                   gate_up, normed, batch);
   if (!adapters_below(l, Group::gate_up)) return;
-  backend_.rmsnorm_backward(dhidden, dnormed, h_mid, rstd, w.post_attention_norm, 1.0f);
+  backend_.rmsnorm_backward(dhidden, {}, dnormed, h_mid, rstd, w.post_attention_norm, 1.0f, {});
 }
 
 // dhidden = gradient of h_mid -> gradient of h
@@ -290,15 +290,15 @@ void Transformer::attention_block_backward(int64_t l, const TokenBatch& batch) {
   backend_.rope_backward(dqkv.columns(0, q + kv), scratch_.cos_sin, D, batch);
   if (a.qk_norm) {
     const Tensor raw = slot(l, Slot::qkv_raw, batch), qk_rstd = slot(l, Slot::qk_rstd, batch);
-    backend_.rmsnorm_backward(dqkv.columns(0, q), dqkv.columns(0, q), raw.columns(0, q),
-                              qk_rstd.columns(0, a.n_heads), w.q_norm, 0.0f);
-    backend_.rmsnorm_backward(dqkv.columns(q, kv), dqkv.columns(q, kv), raw.columns(q, kv),
-                              qk_rstd.columns(a.n_heads, a.n_kv_heads), w.k_norm, 0.0f);
+    backend_.rmsnorm_backward(dqkv.columns(0, q), {}, dqkv.columns(0, q), raw.columns(0, q),
+                              qk_rstd.columns(0, a.n_heads), w.q_norm, 0.0f, {});
+    backend_.rmsnorm_backward(dqkv.columns(q, kv), {}, dqkv.columns(q, kv), raw.columns(q, kv),
+                              qk_rstd.columns(a.n_heads, a.n_kv_heads), w.k_norm, 0.0f, {});
   }
   if (adapters_.columns(Group::qkv) > 0)
     backend_.rmsnorm_forward(normed, rstd, h, w.input_norm, a.norm_eps);
   linear_backward(l, Group::qkv, l > 0 ? dnormed : Tensor{}, dqkv, normed, batch);
-  if (l > 0) backend_.rmsnorm_backward(dhidden, dnormed, h, rstd, w.input_norm, 1.0f);
+  if (l > 0) backend_.rmsnorm_backward(dhidden, {}, dnormed, h, rstd, w.input_norm, 1.0f, {});
 }
 
 }  // namespace utrain

@@ -42,6 +42,12 @@ OpCost cost_of_embedding_forward(const Tensor& x) {
   return moves({x, x}, x.rows);  // as many rows of the table as of x
 }
 
+OpCost cost_of_embedding_backward(const Tensor& dtable, const Tensor& dx) {
+  OpCost cost = moves({dx}, 2 * dx.rows);
+  cost.bytes += 2.0 * static_cast<double>(dx.n_elem() * size_of(dtable.dtype));
+  return cost;
+}
+
 OpCost cost_of_rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x,
                                const Tensor& weight) {
   return moves({y, rstd, x, weight});
@@ -53,9 +59,10 @@ OpCost cost_of_residual_rmsnorm_forward(const Tensor& h, const Tensor& y, const 
   return moves({h, y, rstd, x, branch, weight});
 }
 
-OpCost cost_of_rmsnorm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x,
-                                const Tensor& rstd, const Tensor& weight, float beta) {
-  return moves({dx, beta == 0.0f ? Tensor{} : dx, dy, x, rstd, weight});
+OpCost cost_of_rmsnorm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dy,
+                                const Tensor& x, const Tensor& rstd, const Tensor& weight,
+                                float beta) {
+  return moves({dx, beta == 0.0f ? Tensor{} : dx, dweight, dweight, dy, x, rstd, weight});
 }
 
 OpCost cost_of_residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch) {
@@ -94,8 +101,8 @@ LinearCost cost_of_linear_forward(const Tensor& y, const Tensor& xa, const Tenso
                                   const Linear& linear) {
   const int64_t N = x.rows;
   LinearCost cost;
-  cost.frozen = moves({y, x, linear.W, linear.bias});
-  cost.frozen.flops = product(N, linear.W.rows, linear.W.cols);
+  cost.base = moves({y, x, linear.W, linear.bias});
+  cost.base.flops = product(N, linear.W.rows, linear.W.cols);
   if (linear.adapters.empty()) return cost;
   cost.adapters = moves({xa});
   for (const LoraAdapter& adapter : linear.adapters) {
@@ -109,14 +116,21 @@ LinearCost cost_of_linear_backward(const Tensor& dx, const Tensor& dy, const Ten
                                    const Tensor& xa, const Linear& linear) {
   const int64_t N = x.rows;
   LinearCost cost;
+  const bool trains_W = !linear.dW.empty();
   if (!dx.empty()) {
-    cost.frozen = moves({dx, dy, linear.W});
-    cost.frozen.flops = product(N, linear.W.rows, linear.W.cols);
+    cost.base = moves({dx, dy, linear.W});
+    cost.base.flops = product(N, linear.W.rows, linear.W.cols);
   }
+  if (trains_W) {
+    cost.base += moves({x, dx.empty() ? dy : Tensor{}, linear.dW, linear.dW});
+    cost.base.flops += product(N, linear.W.rows, linear.W.cols);
+  }
+  cost.base += moves({linear.dbias, linear.dbias});
   if (linear.adapters.empty()) return cost;
-  cost.adapters = moves({x, xa});
+  cost.adapters = moves({trains_W ? Tensor{} : x, xa});
   for (const LoraAdapter& adapter : linear.adapters) {
-    const Tensor dy_read = dx.empty() ? dy.columns(adapter.row_begin, adapter.B.rows) : Tensor{};
+    const bool reads_dy = dx.empty() && !trains_W;
+    const Tensor dy_read = reads_dy ? dy.columns(adapter.row_begin, adapter.B.rows) : Tensor{};
     cost.adapters +=
         moves({dy_read, adapter.A, adapter.B, adapter.dA, adapter.dA, adapter.dB, adapter.dB});
     // dy B, dB and dA; then what goes on to dx.
@@ -126,10 +140,12 @@ LinearCost cost_of_linear_backward(const Tensor& dx, const Tensor& dy, const Ten
   return cost;
 }
 
-OpCost cost_of_cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& W,
-                             int64_t n_targets) {
-  OpCost cost = moves({loss, loss, dx, x.first_rows(n_targets), W}, 2 * n_targets);
-  cost.flops = (dx.empty() ? 1.0 : 2.0) * product(n_targets, W.rows, W.cols);
+OpCost cost_of_cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x,
+                             const Head& head, int64_t n_targets) {
+  const Tensor dW = dx.empty() ? Tensor{} : head.dW;
+  const int n_products = dx.empty() ? 1 : dW.empty() ? 2 : 3;
+  OpCost cost = moves({loss, loss, dx, x.first_rows(n_targets), head.W, dW, dW}, 2 * n_targets);
+  cost.flops = n_products * product(n_targets, head.W.rows, head.W.cols);
   return cost;
 }
 

@@ -24,20 +24,22 @@ struct OpCost {
 // A linear operation: the product with W, and what the adapters add to it. x, y and their
 // gradients count with W, unless only the adapters read them.
 struct LinearCost {
-  OpCost frozen, adapters;
-  OpCost sum() const { return frozen + adapters; }
+  OpCost base, adapters;
+  OpCost sum() const { return base + adapters; }
 };
 
 OpCost cost_of_zero(const Tensor& x);
 OpCost cost_of_convert(const Tensor& y, const Tensor& x);
 OpCost cost_of_embedding_forward(const Tensor& x);
+OpCost cost_of_embedding_backward(const Tensor& dtable, const Tensor& dx);  // no token twice
 OpCost cost_of_rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x,
                                const Tensor& weight);
 OpCost cost_of_residual_rmsnorm_forward(const Tensor& h, const Tensor& y, const Tensor& rstd,
                                         const Tensor& x, const Tensor& branch,
                                         const Tensor& weight);
-OpCost cost_of_rmsnorm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x,
-                                const Tensor& rstd, const Tensor& weight, float beta);
+OpCost cost_of_rmsnorm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dy,
+                                const Tensor& x, const Tensor& rstd, const Tensor& weight,
+                                float beta);
 OpCost cost_of_residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch);
 OpCost cost_of_rope(const Tensor& x, const Tensor& cos_sin);  // forward or backward
 // Two products a pair forward; five backward, for it makes the scores again.
@@ -53,8 +55,8 @@ LinearCost cost_of_linear_forward(const Tensor& y, const Tensor& xa, const Tenso
                                   const Linear& linear);
 LinearCost cost_of_linear_backward(const Tensor& dx, const Tensor& dy, const Tensor& x,
                                    const Tensor& xa, const Linear& linear);
-OpCost cost_of_cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& W,
-                             int64_t n_targets);
+OpCost cost_of_cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x,
+                             const Head& head, int64_t n_targets);
 OpCost cost_of_sum_of_squares(const Tensor& block_sums, const Tensor& x);
 OpCost cost_of_clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums);
 OpCost cost_of_adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g);

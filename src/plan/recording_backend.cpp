@@ -186,6 +186,12 @@ void RecordingBackend::embedding_forward(const Tensor& x, const Tensor& table,
        [&](Backend& inner) { inner.embedding_forward(x, table, batch); });
 }
 
+void RecordingBackend::embedding_backward(const Tensor& dtable, const Tensor& dx,
+                                          const TokenBatch& batch) {
+  call({"embedding_backward", "", cost_of_embedding_backward(dtable, dx), {}},
+       [&](Backend& inner) { inner.embedding_backward(dtable, dx, batch); });
+}
+
 void RecordingBackend::rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x,
                                        const Tensor& weight, double eps) {
   call({"rmsnorm_forward",
@@ -206,13 +212,16 @@ void RecordingBackend::residual_rmsnorm_forward(const Tensor& h, const Tensor& y
        [&](Backend& inner) { inner.residual_rmsnorm_forward(h, y, rstd, x, branch, weight, eps); });
 }
 
-void RecordingBackend::rmsnorm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x,
-                                        const Tensor& rstd, const Tensor& weight, float beta) {
+void RecordingBackend::rmsnorm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dy,
+                                        const Tensor& x, const Tensor& rstd, const Tensor& weight,
+                                        float beta, const Tensor& column_sums) {
   call({"rmsnorm_backward",
         fmt::format("{}", weight.cols),
-        cost_of_rmsnorm_backward(dx, dy, x, rstd, weight, beta),
+        cost_of_rmsnorm_backward(dx, dweight, dy, x, rstd, weight, beta),
         {}},
-       [&](Backend& inner) { inner.rmsnorm_backward(dx, dy, x, rstd, weight, beta); });
+       [&](Backend& inner) {
+         inner.rmsnorm_backward(dx, dweight, dy, x, rstd, weight, beta, column_sums);
+       });
 }
 
 void RecordingBackend::residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch) {
@@ -285,10 +294,10 @@ void RecordingBackend::linear_backward(const Tensor& dx, const Tensor& dy, const
 }
 
 void RecordingBackend::cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x,
-                                     const Tensor& W, const TokenBatch& batch, double dloss,
-                                     const LossScratch& scratch) {
-  call({"cross_entropy", "", cost_of_cross_entropy(loss, dx, x, W, batch.n_targets), {}},
-       [&](Backend& inner) { inner.cross_entropy(loss, dx, x, W, batch, dloss, scratch); });
+                                     const Head& head, const TokenBatch& batch,
+                                     const LossFactor& dloss, const LossScratch& scratch) {
+  call({"cross_entropy", "", cost_of_cross_entropy(loss, dx, x, head, batch.n_targets), {}},
+       [&](Backend& inner) { inner.cross_entropy(loss, dx, x, head, batch, dloss, scratch); });
 }
 
 void RecordingBackend::sum_of_squares(const Tensor& block_sums, const Tensor& x) {
@@ -297,9 +306,9 @@ void RecordingBackend::sum_of_squares(const Tensor& block_sums, const Tensor& x)
 }
 
 void RecordingBackend::clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums,
-                            double max_grad_norm) {
+                            double max_grad_norm, const LossScaling& scaling) {
   call({"clip", "", cost_of_clip(state, loss, block_sums), {}},
-       [&](Backend& inner) { inner.clip(state, loss, block_sums, max_grad_norm); });
+       [&](Backend& inner) { inner.clip(state, loss, block_sums, max_grad_norm, scaling); });
 }
 
 void RecordingBackend::adamw_update(const Tensor& p, const Tensor& m, const Tensor& v,

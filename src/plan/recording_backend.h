@@ -62,13 +62,15 @@ class RecordingBackend : public Backend {
   void zero(const Tensor& x) override;
   void convert(const Tensor& y, const Tensor& x) override;
   void embedding_forward(const Tensor& x, const Tensor& table, const TokenBatch& batch) override;
+  void embedding_backward(const Tensor& dtable, const Tensor& dx, const TokenBatch& batch) override;
   void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& weight,
                        double eps) override;
   void residual_rmsnorm_forward(const Tensor& h, const Tensor& y, const Tensor& rstd,
                                 const Tensor& x, const Tensor& branch, const Tensor& weight,
                                 double eps) override;
-  void rmsnorm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& rstd,
-                        const Tensor& weight, float beta) override;
+  void rmsnorm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dy, const Tensor& x,
+                        const Tensor& rstd, const Tensor& weight, float beta,
+                        const Tensor& column_sums) override;
   void residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch) override;
   void rope_forward(const Tensor& x, const Tensor& cos_sin, int64_t D,
                     const TokenBatch& batch) override;
@@ -86,11 +88,12 @@ class RecordingBackend : public Backend {
                       const LinearContext& context) override;
   void linear_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& xa,
                        const Linear& linear, const LinearContext& context) override;
-  void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& W,
-                     const TokenBatch& batch, double dloss, const LossScratch& scratch) override;
+  void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Head& head,
+                     const TokenBatch& batch, const LossFactor& dloss,
+                     const LossScratch& scratch) override;
   void sum_of_squares(const Tensor& block_sums, const Tensor& x) override;
-  void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums,
-            double max_grad_norm) override;
+  void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums, double max_grad_norm,
+            const LossScaling& scaling) override;
   void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
                     const Tensor& state, const AdamW& options) override;
 

@@ -16,8 +16,8 @@ void DevicePass::bind(const Arena& arena) {
 TokenBatch DevicePass::upload(const Pass& pass) {
   ASSERT(pass.n_tokens <= capacity_);
   const std::vector<int32_t>* const arrays[kArrays] = {
-      &pass.tokens,    &pass.positions,   &pass.begin,  &pass.end,
-      &pass.documents, &pass.target_rows, &pass.targets};
+      &pass.tokens,    &pass.positions,   &pass.begin,   &pass.end,
+      &pass.documents, &pass.target_rows, &pass.targets, &pass.rows_by_token};
   for (int i = 0; i < kArrays; ++i) {
     backend_.upload(array(i), arrays[i]->data(),
                     static_cast<int64_t>(arrays[i]->size() * sizeof(int32_t)));
@@ -32,6 +32,7 @@ TokenBatch DevicePass::upload(const Pass& pass) {
   batch.n_targets = pass.n_targets();
   batch.target_rows = array(5);
   batch.targets = array(6);
+  batch.rows_by_token = array(7);
   return batch;
 }
 

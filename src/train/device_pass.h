@@ -15,7 +15,7 @@ class DevicePass {
   TokenBatch upload(const Pass& pass);
 
  private:
-  static constexpr int kArrays = 7;
+  static constexpr int kArrays = 8;
   int32_t* array(int i) const { return static_cast<int32_t*>(memory_.data) + i * capacity_; }
 
   Backend& backend_;

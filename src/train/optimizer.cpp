@@ -29,7 +29,7 @@ void Optimizer::bind(const Arena& arena) {
 
 void Optimizer::measure(const Tensor& loss) {
   backend_.sum_of_squares(block_sums_, adapters_.gradients());
-  backend_.clip(state_, loss, block_sums_, options_.max_grad_norm);
+  backend_.clip(state_, loss, block_sums_, options_.max_grad_norm, {});
 }
 
 void Optimizer::step(const Tensor& loss, double lr) {
