@@ -1,9 +1,10 @@
 // Ordered sums over NCCL: every rank owns one slice, receives it from all others, adds in rank
 // order, and gives the sum to all. ncclAllReduce chooses an order by algorithm and size, so it
 // cannot keep the order promise of comm/collectives.h.
-//   All of it runs on a stream of its own. Two events tie it to the backend's stream: what was told
-// before a call comes before it, what is told after finish() comes after. The host waits in scalar
-// calls alone. Sums go in windows, so that what was received fits into the scratch memory.
+//   All of it runs on a stream of its own. Events tie it to the backend's stream: what was told
+// before a call comes before it, what is told after its wait() or finish() comes after. The host
+// waits in scalar calls alone. Sums go in windows, so that what was received fits into the scratch
+// memory.
 #include <algorithm>
 #include <cstring>
 #include <thread>
@@ -22,6 +23,7 @@ namespace {
 
 constexpr int64_t kPartAlignment = 256;
 constexpr int64_t kScalarBytes = 8;
+constexpr int64_t kEnds = 256;
 
 // x as a flat view of its n elements.
 Tensor flat(const Tensor& x, int64_t n) {
@@ -54,12 +56,12 @@ class NcclCollectives : public Collectives {
         free_at_start_(free_bytes()),
         stream_(make_urgent_stream()),
         backend_reached_(cuda::make_event()),
-        sums_done_(cuda::make_event()),
         part_bytes_(bytes_of_part(options.scratch_bytes, size)),
         scratch_(cuda::make_device_memory(part_bytes_ * (size - 1))),
         scalars_(cuda::make_device_memory(kScalarBytes * size)),
         host_scalars_(cuda::make_pinned(kScalarBytes * size)),
         comm_(id, rank, size, options.timeout_s) {
+    for (int64_t i = 0; i < kEnds; ++i) ends_.push_back(cuda::make_event());
     take_memory();
     reserve_bytes_ = std::max(part_bytes_ * (size - 1), free_at_start_ - free_bytes());
   }
@@ -73,51 +75,59 @@ class NcclCollectives : public Collectives {
   int64_t reserve_bytes() const override { return reserve_bytes_; }
 
   void begin_all_reduce_sum(const Tensor& x) override {
-    ++number_;
+    begin();
     const int64_t n = x.n_elem();
     const Tensor whole = flat(x, n);
-    if (size_ == 1 || n == 0) return;
-    follow_backend();
-    const Tensor own = whole.columns(slice_begin(n, rank_, size_), slice_size(n, rank_, size_));
-    sum_slice(own, whole);
-    gather_slices(whole, own);
+    if (size_ > 1 && n > 0) {
+      const Tensor own = whole.columns(slice_begin(n, rank_, size_), slice_size(n, rank_, size_));
+      sum_slice(own, whole);
+      gather_slices(whole, own);
+    }
+    queued();
   }
 
-  void finish() override {
-    if (!under_way_) return;
-    CUDA_CHECK(cudaEventRecord(sums_done_.get(), stream_.get()));
-    CUDA_CHECK(cudaStreamWaitEvent(backend_stream_, sums_done_.get()));
-    under_way_ = false;
+  void begin_reduce_scatter_sum(const Tensor& shard, const Tensor& x) override {
+    begin();
+    const int64_t n = x.n_elem();
+    sum_slice(flat(shard, slice_size(n, rank_, size_)), flat(x, n));
+    queued();
+  }
+
+  void begin_all_gather(const Tensor& whole, const Tensor& shard) override {
+    begin();
+    const int64_t n = whole.n_elem();
+    gather_slices(flat(whole, n), flat(shard, slice_size(n, rank_, size_)));
+    queued();
+  }
+
+  void finish() override { wait(number_); }
+
+  void wait(int64_t number) override {
+    ASSERT(number <= number_);
+    if (number <= waited_for_) return;
+    CUDA_CHECK(cudaStreamWaitEvent(backend_stream_, end_of(number)));
+    waited_for_ = number;
   }
 
   void all_reduce_sum(const Tensor& x) override {
     begin_all_reduce_sum(x);
     finish();
   }
-
   void reduce_scatter_sum(const Tensor& shard, const Tensor& x) override {
-    ++number_;
-    const int64_t n = x.n_elem();
-    follow_backend();
-    sum_slice(flat(shard, slice_size(n, rank_, size_)), flat(x, n));
+    begin_reduce_scatter_sum(shard, x);
     finish();
   }
-
   void all_gather(const Tensor& whole, const Tensor& shard) override {
-    ++number_;
-    const int64_t n = whole.n_elem();
-    follow_backend();
-    gather_slices(flat(whole, n), flat(shard, slice_size(n, rank_, size_)));
+    begin_all_gather(whole, shard);
     finish();
   }
 
   void broadcast(const Tensor& x, int root) override {
-    ++number_;
+    begin();
     ASSERT(root >= 0 && root < size_);
     const Tensor whole = flat(x, x.n_elem());
-    if (whole.cols == 0) return;
-    follow_backend();
-    broadcast_bytes(whole.data, whole.cols * size_of(x.dtype), root);
+    if (whole.cols > 0) broadcast_bytes(whole.data, whole.cols * size_of(x.dtype), root);
+    queued();
     finish();
   }
 
@@ -165,10 +175,17 @@ class NcclCollectives : public Collectives {
     gather_scalars(int64_t{0});
   }
 
-  void follow_backend() {
+  // Every call but the scalar ones stands between these two.
+  void begin() {
+    ++number_;
     CUDA_CHECK(cudaEventRecord(backend_reached_.get(), backend_stream_));
     CUDA_CHECK(cudaStreamWaitEvent(stream_.get(), backend_reached_.get()));
-    under_way_ = true;
+  }
+  void queued() { CUDA_CHECK(cudaEventRecord(end_of(number_), stream_.get())); }
+
+  // The end of a call, or of a later one where kEnds calls have begun since.
+  cudaEvent_t end_of(int64_t number) const {
+    return ends_[static_cast<size_t>(number % kEnds)].get();
   }
 
   void sum_slice(const Tensor& shard, const Tensor& x) {
@@ -255,16 +272,17 @@ class NcclCollectives : public Collectives {
     CUDA_CHECK(cudaMemcpyAsync(own, host_scalars_.get(), kScalarBytes, cudaMemcpyHostToDevice,
                                stream_.get()));
     gather_bytes(device, own, kScalarBytes);
+    queued();
     std::vector<T> values(static_cast<size_t>(size_));
     CUDA_CHECK(cudaMemcpyAsync(host_scalars_.get(), device, kScalarBytes * size_,
                                cudaMemcpyDeviceToHost, stream_.get()));
-    wait();
+    wait_on_host();
     std::memcpy(values.data(), host_scalars_.get(), values.size() * sizeof(T));
     return values;
   }
 
   // Until the stream is empty; not for ever where NCCL finds out that a rank is lost.
-  void wait() {
+  void wait_on_host() {
     for (;;) {
       const cudaError_t status = cudaStreamQuery(stream_.get());
       if (status == cudaSuccess) return;
@@ -288,13 +306,14 @@ class NcclCollectives : public Collectives {
   cudaStream_t backend_stream_;
   int64_t free_at_start_;
   cuda::Stream stream_;
-  cuda::Event backend_reached_, sums_done_;
+  cuda::Event backend_reached_;
+  std::vector<cuda::Event> ends_;  // [kEnds] of the newest calls, by number
   int64_t part_bytes_;
   cuda::DeviceMemory scratch_;  // [size - 1] parts received from the others
   cuda::DeviceMemory scalars_;  // [size]
   cuda::PinnedMemory host_scalars_;
   cuda::NcclCommunicator comm_;  // goes first
-  bool under_way_ = false;
+  int64_t waited_for_ = 0;       // number of a call that the backend already follows
   int64_t reserve_bytes_ = 0;
 };
 

@@ -213,6 +213,38 @@ TEST(InRanks, TheBackendComputesInBetween) {
   EXPECT_EQ(nccl->number(), 12);
 }
 
+// More calls than are kept in mind, with waits for some, new and long done.
+TEST(InRanks, WaitsForOneCall) {
+  Device gpu;
+  const auto nccl = connect(gpu.backend(), {.scratch_bytes = 1 << 20});
+  MpiCollectives mpi(*world);
+  const int rank = world->rank(), ranks = world->size();
+  constexpr int64_t n = 3000, n_tensors = 300;
+  std::vector<float> sum = part<float>(rank, n);
+  mpi.all_reduce_sum(view(sum));
+  const std::vector<float> shard_sum = slice_of(sum, rank, ranks);
+  const Tensor x = gpu.tensor<float>(n), shard = gpu.tensor<float>(std::ssize(shard_sum));
+  const Tensor whole = gpu.tensor<float>(n);
+  std::vector<Tensor> tensors;
+  for (int64_t i = 0; i < n_tensors; ++i) {
+    tensors.push_back(gpu.tensor<float>(n));
+    gpu.write(tensors.back(), part<float>(rank, n));
+  }
+  gpu.write(x, part<float>(rank, n));
+  nccl->begin_reduce_scatter_sum(shard, x);
+  nccl->begin_all_gather(whole, shard);
+  const int64_t gathered = nccl->number();
+  for (const Tensor& tensor : tensors) nccl->begin_all_reduce_sum(tensor);
+  nccl->wait(gathered);
+  EXPECT_TRUE(same_bits(gpu.read<float>(shard), shard_sum));
+  EXPECT_TRUE(same_bits(gpu.read<float>(whole), sum));
+  nccl->wait(nccl->number() - 1);
+  EXPECT_TRUE(same_bits(gpu.read<float>(tensors[n_tensors - 2]), sum));
+  nccl->wait(gathered);
+  nccl->finish();
+  for (const Tensor& tensor : tensors) ASSERT_TRUE(same_bits(gpu.read<float>(tensor), sum));
+}
+
 TEST(InRanks, ReducesScalars) {
   Device gpu;
   const auto nccl = connect(gpu.backend(), {.scratch_bytes = 1 << 20});
