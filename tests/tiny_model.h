@@ -92,9 +92,11 @@ inline Pass tiny_pass(int64_t vocab_size) {
 template <class T>
 class TinyModel {
  public:
-  explicit TinyModel(const TinyModelOptions& o)
+  explicit TinyModel(const TinyModelOptions& o) : TinyModel(o, make_cpu_backend(dtype_of<T>)) {}
+  // On a backend whose numbers are T.
+  TinyModel(const TinyModelOptions& o, std::unique_ptr<Backend> backend)
       : pass_(tiny_pass(o.architecture.vocab_size)),
-        backend_(make_cpu_backend(dtype_of<T>)),
+        backend_(std::move(backend)),
         weights_(o.architecture, *backend_, arena_),
         adapters_(o.architecture, o.lora, *backend_, arena_),
         activations_(

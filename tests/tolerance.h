@@ -51,6 +51,10 @@ inline constexpr double kGoldenLearningRate = 5e-7;
 // orders of summation in float32, through ten steps of AdamW [1.0e-7].
 inline constexpr double kInvariance = 1e-6;
 
+// Gradients of the tiny model with activations rounded to float16, NMSE: roundings of 2^-22 / 12,
+// some dozen in a row, enlarged by weights of size one [1.8e-5].
+inline constexpr double kF16Model = 2e-4;
+
 // CUDA against the CPU in double on inputs that T holds exactly, NMSE. float32: the bounds above.
 // bf16 and f16: the rounding of the output, 2^-16 / 12 * 2 = 2.8e-6 and 2^-22 / 12 * 2 = 4.3e-8.
 inline constexpr double kBf16 = 1e-5;

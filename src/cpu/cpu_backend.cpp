@@ -18,6 +18,7 @@
 #include "cpu/residual.h"
 #include "cpu/rmsnorm.h"
 #include "cpu/rope.h"
+#include "cpu/rounding_backend.h"
 #include "cpu/swiglu.h"
 
 namespace utrain {
@@ -217,10 +218,10 @@ std::unique_ptr<Backend> make_cpu_backend(DType dtype) {
     case DType::f32: return std::make_unique<CpuBackend<float>>();
     case DType::f64: return std::make_unique<CpuBackend<double>>();
     case DType::c128: return std::make_unique<CpuBackend<std::complex<double>>>();
-    default:
-      fail(ExitCode::usage, "model.dtype", fmt::format("{} on the CPU", name_of(dtype)),
-           "the CPU backend computes in float32: set model.dtype = \"float32\" or \"auto\"");
+    case DType::bf16:
+    case DType::f16: return make_rounding_backend(std::make_unique<CpuBackend<float>>(), dtype);
   }
+  return nullptr;
 }
 
 }  // namespace utrain
