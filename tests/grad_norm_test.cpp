@@ -1,4 +1,5 @@
 // Sums of squares of blocks of 1024, what clip makes of them, and of the scale of the loss.
+#include "loss_scaling_steps.h"
 #include "oracle.h"
 
 namespace utrain {
@@ -92,94 +93,17 @@ TEST(Clip, CountsNoUpdateWhereNumbersAreBad) {
   }
 }
 
-// A run of steps: what clip() makes of each, gradients of norm 3 times the scale or not finite.
-class ScaledSteps {
- public:
-  explicit ScaledSteps(const LossScaling& scaling, double scale)
-      : operands_(DType::f32), scaling_(scaling) {
-    Matrix state(1, kStepStates);
-    state.at(0, static_cast<int>(StepState::loss_scale)) = scale;
-    state.at(0, static_cast<int>(StepState::hysteresis_left)) =
-        static_cast<double>(scaling.hysteresis);
-    state_ = operands_.input(state, DType::f64);
-  }
-  void step(bool overflows, double loss = 1.0) {
-    const double norm =
-        overflows ? std::numeric_limits<double>::infinity() : 3.0 * at(StepState::loss_scale);
-    operands_.backend().clip(state_, operands_.input(Matrix(1, 1, loss), DType::f64),
-                             operands_.input(Matrix(1, 1, norm * norm), DType::f64), 1.5, scaling_);
-  }
-  double at(StepState i) { return operands_.read(state_).real(0, static_cast<int64_t>(i)); }
-
- private:
-  Operands operands_;
-  LossScaling scaling_;
-  Tensor state_;
-};
-
 TEST(LossScaling, IsTakenOutOfNormAndUpdate) {
-  ScaledSteps steps({.dynamic = true}, 65536.0);
-  steps.step(false);
-  EXPECT_EQ(steps.at(StepState::grad_norm), 3.0);
-  EXPECT_EQ(steps.at(StepState::grad_scale), 1.5 / (3.0 + 1e-6) / 65536.0);
-  EXPECT_EQ(steps.at(StepState::is_finite), 1.0);
-  EXPECT_EQ(steps.at(StepState::overflowed), 0.0);
-  EXPECT_EQ(steps.at(StepState::loss_scale), 65536.0);
+  expect_scale_taken_out<Operands>(DType::f32);
 }
-
-// One overflow uses up the hysteresis of two, the next ones halve; a window of good steps in a row
-// doubles and gives it back.
 TEST(LossScaling, FollowsDeepSpeedsRules) {
-  ScaledSteps steps({.dynamic = true, .window = 3}, 1024.0);
-  const auto expect = [&](double scale, double hysteresis, double good_steps) {
-    EXPECT_EQ(steps.at(StepState::loss_scale), scale);
-    EXPECT_EQ(steps.at(StepState::hysteresis_left), hysteresis);
-    EXPECT_EQ(steps.at(StepState::good_steps), good_steps);
-  };
-  steps.step(true);
-  expect(1024.0, 1.0, 0.0);
-  steps.step(true);
-  expect(512.0, 1.0, 0.0);
-  steps.step(false);
-  steps.step(false);
-  expect(512.0, 1.0, 2.0);
-  steps.step(true);
-  expect(256.0, 1.0, 0.0);
-  EXPECT_EQ(steps.at(StepState::overflowed), 1.0);
-  for (int i = 0; i < 3; ++i) steps.step(false);
-  expect(512.0, 2.0, 0.0);
-  EXPECT_EQ(steps.at(StepState::overflowed), 0.0);
-  steps.step(true);
-  expect(512.0, 1.0, 0.0);
-  EXPECT_EQ(steps.at(StepState::n_overflows), 4.0);
-  EXPECT_EQ(steps.at(StepState::n_updates), 5.0);
+  expect_deepspeeds_rules<Operands>(DType::f32);
 }
-
-// Below the smallest scale nothing is left to try: the step is bad, as one whose loss is.
 TEST(LossScaling, TellsOverflowsFromBadSteps) {
-  ScaledSteps steps({.dynamic = true, .min_scale = 2.0, .hysteresis = 1}, 4.0);
-  const auto expect = [&](double scale, double overflowed, double n_overflows) {
-    EXPECT_EQ(steps.at(StepState::is_finite), 0.0);
-    EXPECT_EQ(steps.at(StepState::loss_scale), scale);
-    EXPECT_EQ(steps.at(StepState::overflowed), overflowed);
-    EXPECT_EQ(steps.at(StepState::n_overflows), n_overflows);
-  };
-  steps.step(true, std::nan(""));
-  expect(4.0, 0.0, 0.0);
-  steps.step(true);
-  expect(2.0, 1.0, 1.0);
-  steps.step(true);
-  expect(2.0, 0.0, 1.0);
+  expect_overflows_told_from_bad_steps<Operands>(DType::f32);
 }
-
 TEST(LossScaling, IsOneWhereItIsNotDynamic) {
-  ScaledSteps steps({}, 1024.0);
-  steps.step(true);
-  EXPECT_EQ(steps.at(StepState::loss_scale), 1.0);
-  EXPECT_EQ(steps.at(StepState::overflowed), 0.0);
-  steps.step(false);
-  EXPECT_EQ(steps.at(StepState::grad_norm), 3.0);
-  EXPECT_EQ(steps.at(StepState::good_steps), 0.0);
+  expect_one_where_not_dynamic<Operands>(DType::f32);
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ bool fits(DType dtype, float x) {
   return x == back;
 }
 
-// The values of a Matrix, or some of them, that a tensor of this dtype could hold.
+// The share of the values that a tensor of this dtype could hold.
 double share_that_fits(DType dtype, const Matrix& x) {
   double n = 0.0;
   for (const Complex& value : x.values) n += fits(dtype, static_cast<float>(value.real()));
@@ -57,6 +57,56 @@ TEST(RoundingBackend, RoundsActivationsAndNotGradientsOfWeights) {
     const Tensor again = operands.output(40, 24), rstd_again = operands.trainable(40, 1);
     backend.rmsnorm_forward(again, rstd_again, h, weight, 1e-5);
     EXPECT_TRUE(operands.read(rstd_again) == operands.read(rstd)) << "of the rounded h";
+  }
+}
+
+TEST(RoundingBackend, RoundsWhatEveryOperationMakes) {
+  for (const DType dtype : kNarrow) {
+    Operands operands(dtype);
+    Backend& backend = operands.backend();
+    const Documents documents({5, 1, 9}, 0, 17);
+    const TokenBatch batch = operands.batch(documents);
+    const int64_t N = batch.n_rows, D = 8;
+    const auto input = [&](int64_t cols, uint64_t seed) {
+      return operands.input(random_matrix(N, cols, seed));
+    };
+    const auto expect = [&](const char* op, const Tensor& x) {
+      EXPECT_EQ(share_that_fits(dtype, operands.read(x)), 1.0) << op << ", " << name_of(dtype);
+    };
+    const Tensor x = operands.output(N, D), rstd = operands.input(Matrix(N, 1, 0.7));
+    backend.embedding_forward(x, operands.input(random_matrix(17, D, 1)), batch);
+    expect("embedding_forward", x);
+    const Tensor weight = operands.input(random_matrix(1, D, 2)), dx = operands.output(N, D);
+    backend.rmsnorm_backward(dx, {}, input(D, 3), x, rstd, weight, 0.0f, {});
+    expect("rmsnorm_backward", dx);
+    const Tensor table = operands.input(random_matrix(9, D, 4)), turned = input(D, 5);
+    backend.rope_forward(turned, table, D, batch);
+    expect("rope_forward", turned);
+    const Tensor dturned = input(D, 6);
+    backend.rope_backward(dturned, table, D, batch);
+    expect("rope_backward", dturned);
+    const Tensor qkv = input(3 * D, 7), out = operands.output(N, D), lse = operands.output(N, 1);
+    const AttentionShape shape{1, 1, D, 0.3, 0};
+    backend.attention_forward(out, lse, qkv.columns(0, D), qkv.columns(D, D), qkv.columns(2 * D, D),
+                              batch, shape);
+    expect("attention_forward", out);
+    const Tensor dqkv = operands.output(N, 3 * D), delta = operands.output(N, 1);
+    backend.attention_backward(dqkv, delta, input(D, 8), out, lse, qkv, batch, shape);
+    expect("attention_backward", dqkv);
+    const Tensor act = operands.output(N, D), gate_up = input(2 * D, 9);
+    backend.swiglu_forward(act, gate_up);
+    expect("swiglu_forward", act);
+    const Tensor dgate_up = operands.output(N, 2 * D);
+    backend.swiglu_backward(dgate_up, input(D, 10), gate_up);
+    expect("swiglu_backward", dgate_up);
+    const Head head{operands.input(random_matrix(17, D, 11))};
+    const Tensor loss = operands.input(Matrix(1, 1), DType::f64);
+    const LossScratch scratch{operands.output(4, 17), operands.output(4, D),
+                              operands.output(1, 4, DType::f64)};
+    backend.cross_entropy(loss, dx, input(D, 12), head, batch, {0.3}, scratch);
+    expect("cross_entropy", dx);
+    backend.convert(dx, input(D, 13));
+    expect("convert", dx);
   }
 }
 
