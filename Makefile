@@ -14,7 +14,7 @@ help:  ## what there is
 packages:  ## installs the Debian packages that are missing (needs root only then)
 	@tools/packages build
 
-build: packages  ## builds ./utrain (PRESET=cpu|cuda|release|asan)
+build: packages  ## builds ./utrain (PRESET=cpu|cuda|release|release-cuda|asan)
 	@cmake --preset $(PRESET) $(if $(wildcard build/$(PRESET)/build.ninja),>/dev/null)
 	@cmake --build --preset $(PRESET) --target utrain -j $(JOBS)
 	@ln -sf build/$(PRESET)/utrain utrain
@@ -35,7 +35,7 @@ test-asan: packages  ## the parsers and a 2-rank step under ASan and UBSan
 	@cmake --build --preset asan --target utrain $(ASAN_TESTS) -j $(JOBS)
 	@cd build/asan && ASAN_OPTIONS=detect_leaks=0 ctest --output-on-failure -R "^($$(echo $(ASAN_TESTS) | tr ' ' '|'))$$"
 
-bundle: build  ## dist/utrain.tar.xz: runs on another Linux without installing anything (PRESET=cuda with GPUs)
+bundle: build  ## dist/utrain.tar.xz: runs on another Linux without installing anything (PRESET=release-cuda with GPUs)
 	@tools/packages bundle
 	@cmake --build --preset $(PRESET) -j $(JOBS)
 	@tools/bundle build/$(PRESET) dist/utrain $$(cd build/$(PRESET) && ls -d *_test)
