@@ -136,10 +136,13 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
-  virtual DType dtype() const = 0;  // T
+  virtual DType dtype() const = 0;                     // T
+  virtual DType rounds_to() const { return dtype(); }  // another where a backend emulates it
   virtual DType trainable_dtype()
       const = 0;  // of adapters, gradients and optimizer state: float32, or T where wider
-  virtual DType loss_dtype() const = 0;                // of loss sums: float64, or T where wider
+  virtual DType loss_dtype() const = 0;  // of loss sums: float64, or T where wider
+  // Rows of passes are padded to a multiple of this, so that products come in few shapes.
+  virtual int64_t row_multiple() const { return 1; }
   virtual int64_t reserve_bytes() const { return 0; }  // device memory it holds besides allocate()
 
   // Memory. The arena takes all of it in one call; a backend frees what it gave when it ends.

@@ -139,7 +139,7 @@ TEST_F(CudaRun, DropoutIsThatOfTheCpu) {
     const Result found = run(kAlone, with_backend(kOnGpu));
     for (const char* key : {"loss", "grad_norm"})
       worst_.expect_curve(key, found.of(key), wanted.of(key), tolerance::kCudaGoldenCurve);
-    worst_.expect_adapter(found.adapter(), wanted.adapter(), tolerance::kCudaGoldenAdapter);
+    worst_.expect_tensors(found.adapter(), wanted.adapter(), tolerance::kCudaGoldenAdapter);
 
     const SafetensorsFile golden_file(golden_path(name) + "/golden.safetensors");
     EXPECT_GT(relative_error(found.of("loss"), values_of(golden_file, "curve.loss")), 1e-4)

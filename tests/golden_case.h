@@ -18,16 +18,18 @@ struct GoldenVariant {
   bool packing = false;
   std::string recompute = "none";
   std::string collectives = "auto";
+  std::string strategy = "ddp";
 
   std::vector<std::string> overrides() const {
     return {fmt::format("--train.micro_batch_size={}", micro_batch_size),
             fmt::format("--data.packing={}", packing), "--train.recompute=" + recompute,
-            "--parallel.collectives=" + collectives};
+            "--parallel.collectives=" + collectives, "--parallel.strategy=" + strategy};
   }
   std::string text() const {
-    return fmt::format("{}_{}_ranks_micro_{}_{}_{}{}", name, ranks, micro_batch_size,
+    return fmt::format("{}_{}_ranks_micro_{}_{}_{}{}{}", name, ranks, micro_batch_size,
                        packing ? "packed" : "rows", recompute,
-                       collectives == "auto" ? "" : "_" + collectives);
+                       collectives == "auto" ? "" : "_" + collectives,
+                       strategy == "ddp" ? "" : "_" + strategy);
   }
 };
 inline void PrintTo(const GoldenVariant& v, std::ostream* out) {
@@ -80,12 +82,12 @@ class WorstErrors {
       expect_within(what, relative_error({found[i]}, {wanted[i]}), bound,
                     fmt::format("step {}", i + 1));
   }
-  void expect_adapter(const SafetensorsFile& found, const SafetensorsFile& wanted, double bound) {
+  void expect_tensors(const SafetensorsFile& found, const SafetensorsFile& wanted, double bound) {
     EXPECT_EQ(found.tensors().size(), wanted.tensors().size());
     for (const auto& [tensor, stored] : wanted.tensors()) {
       ASSERT_NE(found.find(tensor), nullptr) << tensor;
       EXPECT_EQ(found.find(tensor)->shape, stored.shape) << tensor;
-      expect_within("final adapter",
+      expect_within("final tensors",
                     relative_error(values_of(found, tensor), values_of(wanted, tensor)), bound,
                     tensor);
     }
@@ -127,10 +129,13 @@ class GoldenCase : public testing::TestWithParam<GoldenVariant> {
     expect_curve("loss", bounds.curve);
     expect_curve("grad_norm", bounds.curve);
     expect_curve("lr", tolerance::kGoldenLearningRate);
-    worst_.expect_adapter(
-        SafetensorsFile(dir_ / "run/adapter/adapter_model.safetensors"),
-        SafetensorsFile(golden_path(name()) + "/adapter_final/adapter_model.safetensors"),
-        bounds.adapter);
+    const bool full = name().ends_with("_full");
+    const std::string found =
+        full ? "run/model/model.safetensors" : "run/adapter/adapter_model.safetensors";
+    const std::string wanted =
+        full ? "/model_final/model.safetensors" : "/adapter_final/adapter_model.safetensors";
+    worst_.expect_tensors(SafetensorsFile(dir_ / found),
+                          SafetensorsFile(golden_path(name()) + wanted), bounds.adapter);
   }
 
   void expect_dump(const GoldenBounds& bounds, const std::vector<std::string>& more = {}) {

@@ -39,6 +39,27 @@ std::vector<GoldenVariant> own_cases() {
   return all;
 }
 
+std::vector<GoldenVariant> full_fine_tuning() {
+  std::vector<GoldenVariant> all;
+  for (const char* name : {"llama_full", "qwen2_full"})
+    for (const int ranks : {1, 2, 4})
+      for (const char* strategy : {"ddp", "zero1", "zero2", "zero3"})
+        all.push_back({name, ranks, ranks == 2 ? 1 : 8, ranks == 4,
+                       kRecompute[static_cast<size_t>(ranks) % 3], "auto", strategy});
+  return all;
+}
+
+// Every strategy on every number of ranks, with one pass a step and with several.
+std::vector<GoldenVariant> strategies() {
+  std::vector<GoldenVariant> all;
+  for (const char* name : {"llama", "qwen2"})
+    for (int ranks = 1; ranks <= 4; ++ranks)
+      for (const char* strategy : {"zero1", "zero2", "zero3"})
+        all.push_back({name, ranks, name[0] == 'l' ? 1 : 8 / ranks + 1, ranks % 2 == 0,
+                       kRecompute[static_cast<size_t>(ranks) % 3], "auto", strategy});
+  return all;
+}
+
 constexpr GoldenBounds kBounds = {tolerance::kGoldenLogits, tolerance::kGoldenLoss,
                                   tolerance::kGoldenGradient, tolerance::kGoldenCurve,
                                   tolerance::kGoldenAdapter};
@@ -55,6 +76,10 @@ TEST_P(GoldenDump, HasTheirLogitsLossAndGradients) {
 
 INSTANTIATE_TEST_SUITE_P(Matrix, GoldenRun, testing::ValuesIn(whole_matrix()), text_of);
 INSTANTIATE_TEST_SUITE_P(OwnCases, GoldenRun, testing::ValuesIn(own_cases()), text_of);
+INSTANTIATE_TEST_SUITE_P(Full, GoldenRun, testing::ValuesIn(full_fine_tuning()), text_of);
+INSTANTIATE_TEST_SUITE_P(Full, GoldenDump, testing::ValuesIn(full_fine_tuning()), text_of);
+INSTANTIATE_TEST_SUITE_P(Strategies, GoldenRun, testing::ValuesIn(strategies()), text_of);
+INSTANTIATE_TEST_SUITE_P(Strategies, GoldenDump, testing::ValuesIn(strategies()), text_of);
 INSTANTIATE_TEST_SUITE_P(Pairs, GoldenDump, testing::ValuesIn(every_pair()), text_of);
 // A minute more: --gtest_also_run_disabled_tests.
 INSTANTIATE_TEST_SUITE_P(DISABLED_Matrix, GoldenDump, testing::ValuesIn(whole_matrix()), text_of);

@@ -164,12 +164,14 @@ inline std::string golden_input(const std::string& name, const std::string& run_
   const auto text = [&](const char* key) { return to_text(*train.find(key)); };
   std::string input;
   input += fmt::format("[model]\npath = \"{}/model\"\ndtype = \"float32\"\n", at);
-  input += fmt::format("[lora]\ninit_from = \"{}/adapter_init\"\n", at);
+  const bool full = train.find("method") != nullptr;
+  if (!full) input += fmt::format("[lora]\ninit_from = \"{}/adapter_init\"\n", at);
   input += fmt::format("[data]\ntrain = \"{}/tokens.h5\"\nseq_len = 64\nshuffle = false\n", at);
   input += fmt::format("[train]\nmax_steps = {}\nglobal_batch_size = {}\n", text("steps"),
                        to_text(*data.find("documents")));
   for (const char* key : {"lr", "betas", "eps", "weight_decay", "max_grad_norm", "warmup_steps"})
     input += fmt::format("{} = {}\n", key, text(key));
+  if (full) input += fmt::format("method = {}\n", text("method"));
   input += fmt::format("[run]\ndir = \"{}\"\n", run_dir);
   return input;
 }

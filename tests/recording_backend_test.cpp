@@ -23,42 +23,41 @@ class TinyStep {
   TinyStep(const TinyModelOptions& o, Backend& backend)
       : pass_(tiny_pass(o.architecture.vocab_size)),
         backend_(backend),
-        weights_(o.architecture, backend, arena_),
-        adapters_(o.architecture, o.lora, backend, arena_),
+        state_(o.architecture, {Method::lora, o.lora}, backend, alone_, arena_),
         activations_(
-            o.architecture, adapters_, backend, pass_.n_tokens,
+            o.architecture, state_.adapters(), backend, pass_.n_tokens,
             std::vector<Recompute>(static_cast<size_t>(o.architecture.n_layers), o.recompute),
             arena_),
-        model_(o.architecture, weights_, adapters_, activations_, backend, arena_, 16, o.dropout),
-        optimizer_(adamw_options(), adapters_, backend, arena_),
+        model_(o.architecture, state_.parts(), activations_, backend, arena_, {16, o.dropout}),
+        optimizer_(adamw_options(), state_.trainables(), backend, arena_),
         device_pass_(backend, arena_, pass_.n_tokens),
         loss_id_(arena_.declare("loss", backend.loss_dtype(), 1, 1, MemoryClass::workspace)) {
     arena_.place(backend.allocate(arena_.bytes()));
-    weights_.load(arena_, TinyWeights());
-    adapters_.bind(arena_);
+    state_.bind(arena_);
+    state_.load(TinyWeights());
     activations_.bind(arena_);
     model_.bind(arena_);
     optimizer_.bind(arena_);
     device_pass_.bind(arena_);
-    std::vector<float> flat(static_cast<size_t>(adapters_.layout().n_elem()));
-    init_trainables(adapters_.layout(), 5, flat.data());
-    adapters_.set_parameters(flat.data());
+    std::vector<float> flat(static_cast<size_t>(state_.layout().n_elem()));
+    init_trainables(state_.layout(), 5, flat.data());
+    state_.set_adapters(flat.data());
+    state_.loaded();
   }
 
   void run() {
     const Tensor loss = arena_[loss_id_];
     model_.train_mode(11, 2);
-    backend_.zero(adapters_.gradients());
+    state_.trainables().begin_pass(true, true);
     backend_.zero(loss);
     const TokenBatch batch = device_pass_.upload(pass_);
     model_.forward(batch);
-    model_.loss_and_backward(loss, batch, 1.0 / static_cast<double>(pass_.n_targets()));
+    model_.loss_and_backward(loss, batch, {1.0 / static_cast<double>(pass_.n_targets())});
     optimizer_.step(loss, 1e-2);
-    adapters_.parameters_changed();
   }
 
-  std::vector<float> parameters() const { return adapters_.parameters_on_host(); }
-  std::vector<float> gradients() const { return adapters_.gradients_on_host(); }
+  std::vector<float> parameters() { return state_.parameters_on_host(); }
+  std::vector<float> gradients() { return state_.gradients_on_host(); }
   std::array<double, kStepStates> state() const {
     return optimizer_.state_end(optimizer_.state_begin());
   }
@@ -69,8 +68,8 @@ class TinyStep {
   Pass pass_;
   Backend& backend_;
   Arena arena_;
-  Weights weights_;
-  Adapters adapters_;
+  SilentCollectives alone_;
+  ModelState state_;
   Activations activations_;
   Transformer model_;
   Optimizer optimizer_;

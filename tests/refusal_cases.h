@@ -171,14 +171,15 @@ inline std::vector<Refusal> refusals_of_input() {
        3},
       wrong_setting("MicroBatchTooLarge", "train.micro_batch_size", "9000000000", "found"),
       wrong_setting("LaterQuantize", "model.quantize", "\"nf4\"", "not in this version"),
-      wrong_setting("LaterStrategy", "parallel.strategy", "\"zero3\"", "not in this version"),
+      wrong_setting("UnknownStrategy", "parallel.strategy", "\"zero4\"", "\"zero3\""),
       {"NcclOnTheCpu", 2, "\"nccl\" is not available on the CPU",
        [](Sandbox& s) {
          s.set("run.backend", "\"cpu\""), s.set("parallel.collectives", "\"nccl\"");
        }},
       wrong_setting("GpuMemoryNegative", "run.gpu_memory_gb", "-1", "found -1"),
       wrong_setting("LaterCheckpoint", "checkpoint.every", "10", "not in this version"),
-      wrong_setting("LaterMethod", "train.method", "\"full\"", "not in this version"),
+      {"FullWithLora", 2, "lora.r: found beside train.method = \"full\"",
+       [](Sandbox& s) { s.set("train.method", "\"full\""), s.set("lora.r", "8"); }},
       wrong_flags("LaterPlan", {"--plan"}, "not in this version"),
       wrong_flags("UnknownFlag", {"--chekc"}, "did you mean --check?"),
       wrong_flags("UnknownOverride", {"--lora.rank=8"}, "did you mean \"lora.r\"?"),

@@ -133,9 +133,8 @@ struct Gradient {
 
 Gradient gradient_of(std::unique_ptr<Backend> backend, double dloss) {
   TinyModel<float> model(tiny(), std::move(backend));
-  Gradient gradient{model.loss_and_gradients(dloss), {}};
-  gradient.values.assign(model.gradients(), model.gradients() + model.layout().n_elem());
-  return gradient;
+  const double loss = model.loss_and_gradients(dloss);
+  return {loss, model.gradients()};
 }
 
 // The sum of the losses, not their mean: the gradient of the residual stream is about 1.

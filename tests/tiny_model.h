@@ -6,10 +6,11 @@
 #include <memory>
 #include <vector>
 
+#include "comm/silent_collectives.h"
 #include "core/convert.h"
 #include "core/random.h"
 #include "data/pass.h"
-#include "model/transformer.h"
+#include "parallel/model_state.h"
 #include "train/device_pass.h"
 
 namespace utrain {
@@ -88,6 +89,9 @@ inline Pass tiny_pass(int64_t vocab_size) {
   return pass;
 }
 
+// Room for padding: Backend::row_multiple().
+inline constexpr int64_t kSpareRows = 5;
+
 // T: float, double or std::complex<double>.
 template <class T>
 class TinyModel {
@@ -97,30 +101,30 @@ class TinyModel {
   TinyModel(const TinyModelOptions& o, std::unique_ptr<Backend> backend)
       : pass_(tiny_pass(o.architecture.vocab_size)),
         backend_(std::move(backend)),
-        weights_(o.architecture, *backend_, arena_),
-        adapters_(o.architecture, o.lora, *backend_, arena_),
+        state_(o.architecture, {Method::lora, o.lora}, *backend_, alone_, arena_),
         activations_(
-            o.architecture, adapters_, *backend_, pass_.n_tokens,
+            o.architecture, state_.adapters(), *backend_, pass_.n_tokens + kSpareRows,
             std::vector<Recompute>(static_cast<size_t>(o.architecture.n_layers), o.recompute),
             arena_),
-        model_(o.architecture, weights_, adapters_, activations_, *backend_, arena_, 16, o.dropout),
-        device_pass_(*backend_, arena_, pass_.n_tokens),
+        model_(o.architecture, state_.parts(), activations_, *backend_, arena_, {16, o.dropout}),
+        device_pass_(*backend_, arena_, pass_.n_tokens + kSpareRows),
         loss_id_(arena_.declare("loss", backend_->loss_dtype(), 1, 1, MemoryClass::workspace)) {
     void* memory = backend_->allocate(arena_.bytes());
     // Whatever is read before it is written shows as NaN.
     std::fill_n(static_cast<uint8_t*>(memory), arena_.bytes(), uint8_t{0xFF});
     arena_.place(memory);
-    weights_.load(arena_, TinyWeights());
-    adapters_.bind(arena_);
+    state_.bind(arena_);
+    state_.load(TinyWeights());
     activations_.bind(arena_);
     model_.bind(arena_);
     device_pass_.bind(arena_);
     // B away from zero, so that every gradient matters.
-    std::vector<float> flat(static_cast<size_t>(adapters_.layout().n_elem()), 0.0f);
-    for (const Trainable& t : adapters_.layout().tensors()) {
+    std::vector<float> flat(static_cast<size_t>(layout().n_elem()), 0.0f);
+    for (const Trainable& t : layout().tensors()) {
       TinyWeights().read(t.name, 0, t.rows * t.cols, &flat[static_cast<size_t>(t.offset)]);
     }
-    adapters_.set_parameters(flat.data());
+    state_.set_adapters(flat.data());
+    state_.loaded();
     batch_ = device_pass_.upload(pass_);
     model_.train_mode(11, 2);
   }
@@ -133,14 +137,24 @@ class TinyModel {
   }
   T loss_and_gradients(double dloss) {
     backend_->zero(arena_[loss_id_]);
-    backend_->zero(adapters_.gradients());
+    state_.trainables().begin_pass(true, true);
     model_.forward(batch_);
-    model_.loss_and_backward(arena_[loss_id_], batch_, dloss);
+    model_.loss_and_backward(arena_[loss_id_], batch_, {dloss});
     return loss_value();
   }
-  T* parameters() { return adapters_.parameters().template as<T>(); }
-  const T* gradients() { return adapters_.gradients().template as<T>(); }
-  const TrainableLayout& layout() const { return adapters_.layout(); }
+  // Of unit u, from its first element on.
+  T* parameters(int64_t u) { return state_.trainables().parameters(u).template as<T>(); }
+  const T* gradients(int64_t u) { return state_.trainables().gradients(u).template as<T>(); }
+  std::vector<T> gradients() {
+    std::vector<T> all;
+    for (int64_t u = 0; u < layout().n_units(); ++u) {
+      const Tensor unit = state_.trainables().gradients(u);
+      all.insert(all.end(), unit.as<T>(), unit.as<T>() + unit.cols);
+    }
+    return all;
+  }
+  int64_t n_rows() const { return batch_.n_rows; }  // of the pass, padding included
+  const TrainableLayout& layout() const { return state_.layout(); }
 
  private:
   T loss_value() {
@@ -155,8 +169,8 @@ class TinyModel {
   Pass pass_;
   std::unique_ptr<Backend> backend_;
   Arena arena_;
-  Weights weights_;
-  Adapters adapters_;
+  SilentCollectives alone_;
+  ModelState state_;
   Activations activations_;
   Transformer model_;
   DevicePass device_pass_;

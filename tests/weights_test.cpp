@@ -118,11 +118,17 @@ TEST(Weights, LoadedAreTheImages) {
   a.initializer_range = 0.02;
   const auto source = random_weights(a, 5);
   const auto backend = make_cpu_backend(DType::f32);
-  Arena arena;
-  Weights weights(a, *backend, arena);
-  arena.place(backend->allocate(arena.bytes()));
+  const std::vector<ImageLayout> layouts = image_layouts(a, DType::f32);
+  std::vector<Tensor> images;
+  std::vector<ImageSlice> slices;
+  for (const ImageLayout& layout : layouts) {
+    images.push_back(make_tensor(backend->allocate(layout.bytes), DType::f32, 1, layout.n_elem()));
+    slices.push_back({&layout, images.back().data, 0, layout.bytes});
+  }
+  Weights weights;
+  weights.bind(a, images);
   for (int times = 0; times < 2; ++times) {
-    weights.load(arena, *source);
+    load_images(slices, *source, *backend);
     const auto expect_image = [&](const ImageLayout& layout, const Tensor& first) {
       const std::vector<std::byte> wanted = slice(layout, *source, 0, layout.bytes);
       EXPECT_GT(layout.bytes, 32 << 20);
@@ -145,10 +151,13 @@ TEST(Image, WhatAThreadThrowsIsThrown) {
   expect_refused([] { slice(ends_image(every_option(), DType::f32), Failing(), 0, 512); },
                  ExitCode::io, {"model.embed_tokens.weight", "element 0"});
   const auto backend = make_cpu_backend(DType::f32);
-  Arena arena;
-  Weights weights(every_option(), *backend, arena);
-  arena.place(backend->allocate(arena.bytes()));
-  expect_refused([&] { weights.load(arena, Failing()); }, ExitCode::io, {"element 0"});
+  const ImageLayout ends = ends_image(every_option(), DType::f32);
+  void* const device = backend->allocate(ends.bytes);
+  expect_refused(
+      [&] {
+        load_images({{&ends, device, 0, ends.bytes}}, Failing(), *backend);
+      },
+      ExitCode::io, {"element 0"});
 }
 
 // A directory with all tensors of a tied model, and an lm_head.weight that differs from the

@@ -13,6 +13,7 @@
 #include "app/progress.h"
 #include "app/report.h"
 #include "app/run_directory.h"
+#include "app/save.h"
 #include "app/version.h"
 #include "config/print.h"
 #include "core/process.h"
@@ -82,8 +83,8 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
              p.machine.gpus,
              backend.reserve_bytes() + collectives.reserve_bytes()};
   if (world.rank() == 0) {
-    fmt::print("{}",
-               start_table(*p.job, p.facts, p.trainer->arena(), p.policy, p.trainer->adapters()));
+    fmt::print("{}", start_table(*p.job, p.facts, p.trainer->arena(), p.policy,
+                                 p.trainer->model_state().layout()));
     std::fflush(stdout);
   }
   return p;
@@ -111,8 +112,9 @@ class Run {
       for (const StepStats& stats : p_.trainer->finish_steps()) report(stats);
       if (evaluates) evaluate(step);
     }
-    const std::vector<float> parameters = p_.trainer->adapters().parameters_on_host();
-    if (!std::all_of(parameters.begin(), parameters.end(),
+    if (p_.job->is_full()) return;  // save_model looks at every weight
+    parameters_ = p_.trainer->parameters_on_host();
+    if (!std::all_of(parameters_.begin(), parameters_.end(),
                      [](float x) { return std::isfinite(x); })) {
       fail_diverged(
           fmt::format("step {}: the adapter holds numbers that are not finite", n_steps_));
@@ -121,10 +123,18 @@ class Run {
 
   void save() {
     const auto begin = Clock::now();
+    if (p_.job->is_full()) {
+      const std::string path = world_.broadcast(directory_ ? directory_->model_path() : "");
+      totals_.output_tensors = save_model(path, p_.job->config.model.path,
+                                          p_.machine.backend->dtype(), *p_.trainer, world_);
+      totals_.output_path = path;
+    }
     world_.first_rank([&] {
-      totals_.adapter_path = directory_->adapter_path();
-      totals_.adapter_tensors =
-          save_adapter(totals_.adapter_path, p_.trainer->adapters(), p_.job->config);
+      if (!p_.job->is_full()) {
+        totals_.output_path = directory_->adapter_path();
+        totals_.output_tensors = save_adapter(
+            totals_.output_path, p_.trainer->model_state().layout(), parameters_, p_.job->config);
+      }
       directory_->write_text("input.resolved.toml", print_config(p_.job->config));
     });
     totals_.save_seconds = seconds_since(begin);
@@ -154,7 +164,7 @@ class Run {
     count(stats);
     if (directory_) directory_->write_metrics(stats);
     if (progress_) progress_->step(stats);
-    bad_steps_ = stats.skipped ? bad_steps_ + 1 : 0;
+    bad_steps_ = stats.skipped && !stats.overflowed ? bad_steps_ + 1 : 0;
     if (bad_steps_ == kMostBadSteps || (bad_steps_ > 0 && stats.step == n_steps_)) {
       fail_diverged(fmt::format("step {}: loss or gradient norm not finite in {} step{} in a row",
                                 stats.step, bad_steps_, bad_steps_ == 1 ? "" : "s"));
@@ -168,6 +178,7 @@ class Run {
     }
     totals_.last_loss = s.loss;
     totals_.skipped += s.skipped ? 1 : 0;
+    totals_.overflowed += s.overflowed ? 1 : 0;
     totals_.tokens += s.tokens;
     totals_.target_tokens += s.target_tokens;
     totals_.step_seconds += s.seconds;
@@ -200,7 +211,8 @@ class Run {
   std::optional<RunDirectory> directory_;
   std::optional<Progress> progress_;
   RunTotals totals_;
-  int bad_steps_ = 0;  // in a row, up to the last one known
+  std::vector<float> parameters_;  // after the last step
+  int bad_steps_ = 0;              // in a row, up to the last one known
 };
 
 void train(const CommandLine& command_line, const World& world) {
@@ -209,6 +221,7 @@ void train(const CommandLine& command_line, const World& world) {
   const int64_t n_steps =
       dry ? std::min(command_line.dry_run, p.job->total_steps) : p.job->total_steps;
   world.together([&] { p.trainer->load(); });
+  p.trainer->loaded();
   Run run(p, world, n_steps, dry);  // last, so that nothing is written where loading fails
   run.train();
   if (!dry) run.save();
@@ -244,6 +257,7 @@ ExitCode run_command(const CommandLine& command_line, const World& world) {
   } else if (!command_line.dump.empty()) {
     Prepared p = prepare(command_line, world);
     world.together([&] { p.trainer->load(); });
+    p.trainer->loaded();
     write_dump(command_line.dump, *p.job, *p.trainer, world);
   } else {
     train(command_line, world);

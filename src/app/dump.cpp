@@ -45,7 +45,8 @@ void write_dump(const std::string& path, const Job& job, Trainer& trainer, const
   const bool with_logits = V * stats.tokens < kMostLogits;
   if (with_logits) logits = gather_logits(job, trainer, collectives);
 
-  const std::vector<float> gradients = trainer.adapters().gradients_on_host();
+  const std::vector<float> gradients = trainer.gradients_on_host();
+  const std::vector<Trainable>& tensors = trainer.model_state().layout().tensors();
   const auto loss = static_cast<float>(stats.loss);
   world.first_rank([&] {
     SafetensorsWriter writer(path);
@@ -55,22 +56,19 @@ void write_dump(const std::string& path, const Job& job, Trainer& trainer, const
       writer.declare(logits_name(document), FileDType::f32,
                      {static_cast<int64_t>(values.size()) / V, V});
     }
-    for (const Trainable& t : trainer.adapters().layout().tensors()) {
-      writer.declare("grad." + t.name, FileDType::f32, {t.rows, t.cols});
-    }
+    for (const Trainable& t : tensors) writer.declare("grad." + t.name, FileDType::f32, t.shape());
     writer.write("loss", &loss, sizeof loss);
     for (const auto& [document, values] : logits) {
       writer.write(logits_name(document), values.data(),
                    static_cast<int64_t>(values.size() * sizeof(float)));
     }
-    for (const Trainable& t : trainer.adapters().layout().tensors()) {
+    for (const Trainable& t : tensors) {
       writer.write("grad." + t.name, &gradients[static_cast<size_t>(t.offset)],
-                   t.rows * t.cols * static_cast<int64_t>(sizeof(float)));
+                   t.n_elem() * static_cast<int64_t>(sizeof(float)));
     }
     writer.commit();
     fmt::print("{}: loss {:.6f} over {} targets, {} gradients, logits of {} documents\n", path,
-               stats.loss, stats.target_tokens, trainer.adapters().layout().tensors().size(),
-               logits.size());
+               stats.loss, stats.target_tokens, tensors.size(), logits.size());
     if (!with_logits) fmt::print("logits left out: {} x {} is too many\n", stats.tokens, V);
   });
 }

@@ -33,23 +33,21 @@ Machine open_cpu(const Config& config, const World& world) {
   const int threads = threads_of_rank(world);
   int64_t budget = 0;
   world.together([&] {
-    if (config.model.dtype != "auto" && config.model.dtype != "float32") {
-      fail(ExitCode::usage, "model.dtype",
-           fmt::format("\"{}\" is not in this version on the CPU, which computes in float32",
-                       config.model.dtype),
-           "set \"auto\" or \"float32\", or run on GPUs");
-    }
     if (config.parallel.collectives == "nccl") {
       fail(ExitCode::usage, "parallel.collectives", "\"nccl\" is not available on the CPU",
            "set \"auto\" or \"mpi\"");
     }
     set_cpu_threads(threads);
-    machine.backend = make_cpu_backend(DType::f32);
+    const std::string& dtype = config.model.dtype;
+    machine.backend = make_cpu_backend(dtype == "float16"    ? DType::f16
+                                       : dtype == "bfloat16" ? DType::bf16
+                                                             : DType::f32);
     budget = share_of(available_memory(), world.local_size());
   });
   machine.collectives = std::make_unique<MpiCollectives>(world);
   machine.memory_budget = -machine.collectives->all_reduce_max(-budget);
-  machine.description = fmt::format("cpu, {} thread{} a rank", threads, threads == 1 ? "" : "s");
+  machine.description = fmt::format("{}, {} thread{} a rank", machine.backend->name(), threads,
+                                    threads == 1 ? "" : "s");
   return machine;
 }
 

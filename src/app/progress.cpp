@@ -77,7 +77,9 @@ void Progress::step(const StepStats& s) {
         "step {:>{}}/{}  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {} tokens/s  ETA {}{}", s.step,
         std::to_string(total_steps_).size(), total_steps_, s.loss, s.grad_norm, s.lr,
         text_of_count(static_cast<double>(s.tokens) / s.seconds), text_of_seconds(left),
-        s.skipped ? "  SKIPPED: not finite" : ""));
+        s.overflowed ? "  SKIPPED: float16 overflowed, the loss is scaled less"
+        : s.skipped  ? "  SKIPPED: not finite"
+                     : ""));
     last_line_ = std::chrono::steady_clock::now();
   }
   const double part = static_cast<double>(s.step) / static_cast<double>(total_steps_);

@@ -78,7 +78,7 @@ double per_second(double amount, const RunTotals& totals) {
 }  // namespace
 
 std::string start_table(const Job& job, const RunFacts& facts, const Arena& arena,
-                        const std::vector<Recompute>& policy, const Adapters& adapters) {
+                        const std::vector<Recompute>& policy, const TrainableLayout& layout) {
   const Architecture& a = job.architecture;
   const Config& c = job.config;
   std::string out;
@@ -90,12 +90,19 @@ std::string start_table(const Job& job, const RunFacts& facts, const Arena& aren
                            c.model.path, a.model_type, text_of_parameters(a.n_parameters()),
                            a.n_layers, a.hidden_size, a.intermediate_size, a.n_heads, a.n_kv_heads,
                            c.model.init == "random" ? ", random weights" : ""));
-  row("adapters", fmt::format("{} trainable ({:.3f} %), r {}, alpha {}, dropout {}{}",
-                              text_of_parameters(adapters.layout().n_parameters()),
-                              100.0 * static_cast<double>(adapters.layout().n_parameters()) /
-                                  static_cast<double>(a.n_parameters()),
-                              job.lora.r, job.lora.alpha, c.lora.dropout,
-                              c.lora.init_from.empty() ? "" : ", from " + c.lora.init_from));
+  if (job.is_full()) {
+    row("trained", fmt::format("all weights ({}), strategy {}",
+                               text_of_parameters(layout.n_parameters()), c.parallel.strategy));
+  } else {
+    row("adapters",
+        fmt::format("{} trainable ({:.3f} %), r {}, alpha {}, dropout {}{}, strategy {}",
+                    text_of_parameters(layout.n_parameters()),
+                    100.0 * static_cast<double>(layout.n_parameters()) /
+                        static_cast<double>(a.n_parameters()),
+                    job.lora.r, job.lora.alpha, c.lora.dropout,
+                    c.lora.init_from.empty() ? "" : ", from " + c.lora.init_from,
+                    c.parallel.strategy));
+  }
   row("ranks", fmt::format("{} on {} node{} ({}), backend {}, {}", facts.ranks, facts.n_nodes,
                            facts.n_nodes == 1 ? "" : "s", text_of_hosts(facts), facts.backend,
                            name_of(facts.dtype)));
@@ -136,7 +143,7 @@ std::string summary_json(const Job& job, const RunFacts& facts, const Trainer& t
   Json model = Json::object();
   model.set("model_type", job.architecture.model_type)
       .set("parameters", job.architecture.n_parameters());
-  model.set("trainable_parameters", trainer.adapters().layout().n_parameters());
+  model.set("trainable_parameters", trainer.model_state().layout().n_parameters());
   Json hosts = Json::array();
   for (const std::string& host : facts.hosts) hosts.push_back(host);
   Json gpus = Json::array();
@@ -157,7 +164,8 @@ std::string summary_json(const Job& job, const RunFacts& facts, const Trainer& t
   s.set("ranks", facts.ranks).set("hosts", hosts).set("backend", facts.backend).set("gpus", gpus);
   s.set("dtype", name_of(facts.dtype))
       .set("steps", totals.steps)
-      .set("skipped_steps", totals.skipped);
+      .set("skipped_steps", totals.skipped)
+      .set("overflowed_steps", totals.overflowed);
   s.set("tokens", totals.tokens).set("target_tokens", totals.target_tokens);
   s.set("first_loss", totals.first_loss).set("last_loss", totals.last_loss);
   if (totals.n_evaluations > 0) {
@@ -167,7 +175,8 @@ std::string summary_json(const Job& job, const RunFacts& facts, const Trainer& t
   const double flops = per_second(totals.model_flops, totals), peak = peak_of_all(facts);
   s.set("model_flops_per_second", flops).set("mfu", peak > 0.0 ? Json(flops / peak) : Json());
   s.set("seconds", seconds).set("peak_memory_bytes", memory);
-  s.set("adapter", totals.adapter_path.empty() ? Json() : Json(totals.adapter_path))
+  s.set(job.is_full() ? "trained_model" : "adapter",
+        totals.output_path.empty() ? Json() : Json(totals.output_path))
       .set("exit_code", totals.exit_code);
   return to_pretty_text(s) + "\n";
 }
@@ -190,13 +199,15 @@ std::string end_summary(const Job& job, const RunFacts& facts, const Trainer& tr
                           peak > 0.0 ? fmt::format(", MFU {:.1f} % of {:.0f} TFLOP/s",
                                                    100.0 * flops / peak, 1e-12 * peak)
                                      : ""));
-  row("loss",
-      fmt::format("{:.4f} -> {:.4f}{}{}", totals.first_loss, totals.last_loss,
-                  totals.n_evaluations > 0
-                      ? fmt::format(", eval {:.4f} -> {:.4f}", totals.first_eval_loss,
-                                    totals.last_eval_loss)
-                      : "",
-                  totals.skipped > 0 ? fmt::format(", {} steps skipped", totals.skipped) : ""));
+  row("loss", fmt::format("{:.4f} -> {:.4f}{}{}", totals.first_loss, totals.last_loss,
+                          totals.n_evaluations > 0
+                              ? fmt::format(", eval {:.4f} -> {:.4f}", totals.first_eval_loss,
+                                            totals.last_eval_loss)
+                              : "",
+                          totals.skipped > 0
+                              ? fmt::format(", {} steps skipped, {} of them overflows of float16",
+                                            totals.skipped, totals.overflowed)
+                              : ""));
   std::string split =
       fmt::format("start {}, first step done after {}", text_of_seconds(totals.start_seconds),
                   text_of_seconds(totals.first_step_seconds));
@@ -208,9 +219,11 @@ std::string end_summary(const Job& job, const RunFacts& facts, const Trainer& tr
   row("memory",
       fmt::format("{} planned a rank, {} at most in use by a rank's process",
                   text_of_bytes(trainer.arena().bytes()), text_of_bytes(totals.peak_memory)));
-  if (!totals.adapter_path.empty()) {
-    row("adapter", fmt::format("{} ({} tensors, read back and equal)", totals.adapter_path,
-                               totals.adapter_tensors));
+  if (!totals.output_path.empty() && job.is_full()) {
+    row("output", fmt::format("{} ({} tensors)", totals.output_path, totals.output_tensors));
+  } else if (!totals.output_path.empty()) {
+    row("adapter", fmt::format("{} ({} tensors, read back and equal)", totals.output_path,
+                               totals.output_tensors));
   }
   return out;
 }

@@ -22,10 +22,11 @@ struct RunFacts {
 };
 
 std::string start_table(const Job& job, const RunFacts& facts, const Arena& arena,
-                        const std::vector<Recompute>& policy, const Adapters& adapters);
+                        const std::vector<Recompute>& policy, const TrainableLayout& layout);
 
 struct RunTotals {
   int64_t steps = 0, skipped = 0;
+  int64_t overflowed = 0;  // of the skipped: float16 under a scale that was too large
   int64_t tokens = 0, target_tokens = 0;
   double step_seconds = 0.0;  // without evaluation and saving
   double first_loss = 0.0, last_loss = 0.0;
@@ -37,8 +38,8 @@ struct RunTotals {
   double save_seconds = 0.0;
   double wall_seconds = 0.0;  // from exec
   int64_t peak_memory = 0;    // bytes, largest rank, as the operating system counts
-  std::string adapter_path;   // empty: none written
-  int64_t adapter_tensors = 0;
+  std::string output_path;    // of the adapter, or the model; empty: none written
+  int64_t output_tensors = 0;
   int exit_code = 0;
 };
 

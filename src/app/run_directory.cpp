@@ -75,27 +75,6 @@ void check_not_finished(const std::string& dir, bool overwrite) {
        "name another run.dir, or set run.overwrite = true to lose that run");
 }
 
-// A directory that goes again where what belongs into it could not be written whole.
-class NewDirectory {
- public:
-  explicit NewDirectory(const std::string& path) : path_(path) {
-    std::error_code error;
-    fs::create_directories(path, error);
-    if (error) fail_io(path, "cannot make the directory", error.value());
-  }
-  ~NewDirectory() {
-    std::error_code ignored;
-    if (!keep_) fs::remove_all(path_, ignored);
-  }
-  NewDirectory(const NewDirectory&) = delete;
-  NewDirectory& operator=(const NewDirectory&) = delete;
-  void keep() { keep_ = true; }
-
- private:
-  std::string path_;
-  bool keep_ = false;
-};
-
 }  // namespace
 
 void check_run_directory(const std::string& dir, bool overwrite) {
@@ -138,7 +117,7 @@ RunDirectory::RunDirectory(const std::string& dir, bool overwrite, bool dry_run)
   lock_.emplace(dir);
   check_not_finished(dir, overwrite);  // a run may have finished before the lock was ours
   std::vector<const char*> old = {"metrics.jsonl"};
-  if (!dry_run) old.insert(old.end(), {"summary.json", "input.resolved.toml", "adapter"});
+  if (!dry_run) old.insert(old.end(), {"summary.json", "input.resolved.toml", "adapter", "model"});
   for (const char* name : old) {
     fs::remove_all(fs::path(dir) / name, error);
     if (error)
@@ -196,50 +175,6 @@ void RunDirectory::sync_metrics() {
 
 void RunDirectory::write_text(const std::string& name, const std::string& text) {
   write_text_file(dir_ + "/" + name, text);
-}
-
-int64_t save_adapter(const std::string& dir, const Adapters& adapters, const Config& config) {
-  const std::vector<float> flat = adapters.parameters_on_host();
-  const auto& tensors = adapters.layout().tensors();
-  NewDirectory directory(dir);
-  {
-    SafetensorsWriter writer(adapter_weights_path(dir));
-    for (const Trainable& t : tensors) writer.declare(t.name, FileDType::f32, {t.rows, t.cols});
-    for (const Trainable& t : tensors) {
-      writer.write(t.name, &flat[static_cast<size_t>(t.offset)],
-                   t.rows * t.cols * static_cast<int64_t>(sizeof(float)));
-    }
-    writer.commit();
-  }
-  const Config::Lora& lora = config.lora;
-  write_adapter_config(dir, {lora.r, lora.alpha, lora.dropout, lora.use_rslora, lora.target_modules,
-                             config.model.path});
-
-  const SafetensorsFile back = open_adapter_weights(dir);
-  bool b_is_zero = true;
-  for (const Trainable& t : tensors) {
-    const StoredTensor* stored = back.find(t.name);
-    std::vector<float> values(static_cast<size_t>(t.rows * t.cols));
-    if (stored != nullptr && stored->n_elem() == t.rows * t.cols) {
-      read_elements(*stored, 0, t.rows * t.cols, values.data());
-    }
-    if (!std::equal(values.begin(), values.end(), flat.begin() + t.offset) ||
-        !std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); })) {
-      fail(ExitCode::io, dir,
-           fmt::format("{} reads back with other values than were written", t.name),
-           "the file system may be faulty; run again elsewhere");
-    }
-    b_is_zero &= t.which != 'B' ||
-                 std::all_of(values.begin(), values.end(), [](float x) { return x == 0.0f; });
-  }
-  if (b_is_zero) {
-    fmt::print(stderr,
-               "utrain: warning: {}: every B is zero, the adapter changes nothing (was lr 0 in all "
-               "steps?)\n",
-               dir);
-  }
-  directory.keep();
-  return static_cast<int64_t>(tensors.size());
 }
 
 }  // namespace utrain

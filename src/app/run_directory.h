@@ -41,6 +41,7 @@ class RunDirectory {
 
   const std::string& path() const { return dir_; }
   std::string adapter_path() const { return dir_ + "/adapter"; }
+  std::string model_path() const { return dir_ + "/model"; }  // of full fine-tuning
   // One line each, in the system's hands when the call returns, so a killed process loses none.
   // Fails with io.
   void write_metrics(const StepStats& stats);
@@ -55,9 +56,5 @@ class RunDirectory {
   std::optional<RunLock> lock_;  // taken once the directory is there
   int metrics_ = -1;
 };
-
-// adapter_config.json and adapter_model.safetensors, float32, as PEFT has them; then read back and
-// compared: finite, and a warning where every B is zero. Returns the number of tensors.
-int64_t save_adapter(const std::string& dir, const Adapters& adapters, const Config& config);
 
 }  // namespace utrain

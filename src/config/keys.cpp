@@ -123,8 +123,7 @@ std::vector<Key> make_keys() {
       // [train]
       {.name = "train.method",
        .kind = Text{train<&C::Train::method>, {"lora", "full"}},
-       .doc = "train adapters, or all weights",
-       .not_built = {{"lora"}, "set \"lora\""}},
+       .doc = "train adapters, or all weights"},
       {.name = "train.max_steps",
        .kind = Integer{train<&C::Train::max_steps>, 1, kMaxSteps},
        .doc = "optimizer steps; set this or epochs",
@@ -194,8 +193,7 @@ std::vector<Key> make_keys() {
       // [parallel]
       {.name = "parallel.strategy",
        .kind = Text{parallel<&C::Parallel::strategy>, {"ddp", "zero1", "zero2", "zero3"}},
-       .doc = "what each rank holds: all, or its share of optimizer state, gradients, weights",
-       .not_built = {{"ddp"}, "set \"ddp\""}},
+       .doc = "what each rank holds: all, or its share of optimizer state, gradients, weights"},
       {.name = "parallel.shard_group",
        .kind = Text{parallel<&C::Parallel::shard_group>, {"world", "node"}},
        .doc = "ranks over which zero3 shards the frozen base",

@@ -18,6 +18,7 @@ class RoundingBackend : public Backend {
     return fmt::format("{}, {} emulated", inner_->name(), name_of(rounds_to_));
   }
   DType dtype() const override { return inner_->dtype(); }
+  DType rounds_to() const override { return rounds_to_; }
   DType trainable_dtype() const override { return inner_->trainable_dtype(); }
   DType loss_dtype() const override { return inner_->loss_dtype(); }
   int64_t reserve_bytes() const override { return inner_->reserve_bytes(); }

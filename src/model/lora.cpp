@@ -4,9 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
-#include "core/convert.h"
-#include "core/flat_block.h"
 #include "core/random.h"
 #include "io/peft_adapter.h"
 
@@ -38,35 +37,30 @@ int64_t row_begin_of(Projection p, const Architecture& a) {
   }
 }
 
-Tensor Trainable::in(const Tensor& flat) const {
-  Tensor view = flat.columns(offset, rows * cols);
-  return make_tensor(view.data, view.dtype, rows, cols);
-}
-
-TrainableLayout::TrainableLayout(const Architecture& architecture, const LoraOptions& lora) {
+TrainableLayout lora_layout(const Architecture& architecture, const LoraOptions& lora) {
+  TrainableLayout layout;
   for (int64_t layer = 0; layer < architecture.n_layers; ++layer) {
     std::vector<Trainable> of_layer;
     for (const Projection p : lora.targets) {
       const ProjectionShape shape = shape_of(p, architecture);
-      of_layer.push_back({adapter_tensor_name(layer, p, 'A'), layer, p, 'A', lora.r, shape.in, 0});
-      of_layer.push_back({adapter_tensor_name(layer, p, 'B'), layer, p, 'B', shape.out, lora.r, 0});
+      of_layer.push_back(
+          {.name = adapter_tensor_name(layer, p, 'A'), .rows = lora.r, .cols = shape.in});
+      of_layer.push_back(
+          {.name = adapter_tensor_name(layer, p, 'B'), .rows = shape.out, .cols = lora.r});
     }
     std::sort(of_layer.begin(), of_layer.end(),
               [](const Trainable& a, const Trainable& b) { return a.name < b.name; });
-    for (Trainable& t : of_layer) {
-      t.offset = n_elem_;
-      n_elem_ += (t.rows * t.cols + kFlatBlock - 1) / kFlatBlock * kFlatBlock;
-      n_parameters_ += t.rows * t.cols;
-      tensors_.push_back(std::move(t));
-    }
-    layer_begin_.push_back(n_elem_);
+    for (Trainable& t : of_layer) layout.add(std::move(t), true);
+    layout.end_unit();
   }
+  layout.end_unit();
+  return layout;
 }
 
 void init_trainables(const TrainableLayout& layout, uint64_t seed, float* flat) {
   std::fill_n(flat, layout.n_elem(), 0.0f);
   for (const Trainable& t : layout.tensors()) {
-    if (t.which != 'A') continue;
+    if (!t.name.ends_with(".lora_A.weight")) continue;
     const uint64_t key = mix(seed ^ XXH3_64bits(t.name.data(), t.name.size()));
     const float bound = 1.0f / std::sqrt(static_cast<float>(t.cols));
     for (int64_t i = 0; i < t.rows * t.cols; ++i) {
@@ -77,72 +71,32 @@ void init_trainables(const TrainableLayout& layout, uint64_t seed, float* flat) 
   }
 }
 
-Adapters::Adapters(const Architecture& architecture, const LoraOptions& lora, Backend& backend,
-                   Arena& arena)
-    : architecture_(architecture), lora_(lora), layout_(architecture, lora), backend_(backend) {
-  const DType wide = backend.trainable_dtype();
-  const int64_t n = layout_.n_elem();
-  parameters_id_ = arena.declare("adapters", wide, 1, n, MemoryClass::adapters);
-  gradients_id_ = arena.declare("adapter gradients", wide, 1, n, MemoryClass::gradients);
-  compute_id_ = backend.dtype() == wide
-                    ? parameters_id_
-                    : arena.declare("adapters as computed with", backend.dtype(), 1, n,
-                                    MemoryClass::adapters);
+Adapters::Adapters(const Architecture& architecture, const LoraOptions& lora)
+    : architecture_(architecture), lora_(lora), layout_(lora_layout(architecture, lora)) {
   adapters_.resize(static_cast<size_t>(architecture.n_layers) * kGroups.size());
 }
 
-void Adapters::bind(const Arena& arena) {
-  parameters_ = arena[parameters_id_];
-  gradients_ = arena[gradients_id_];
-  compute_ = arena[compute_id_];
-  for (const Trainable& a : layout_.tensors()) {
-    if (a.which != 'A') continue;
-    // In PEFT's order B follows A.
-    const Trainable& b = *(&a + 1);
-    ASSERT(b.which == 'B' && b.projection == a.projection && b.layer == a.layer);
-    LoraAdapter adapter;
-    adapter.row_begin = row_begin_of(a.projection, architecture_);
-    adapter.site = static_cast<uint32_t>(a.layer * 7 + static_cast<int64_t>(a.projection));
-    adapter.A = a.in(compute_);
-    adapter.B = b.in(compute_);
-    adapter.dA = a.in(gradients_);
-    adapter.dB = b.in(gradients_);
-    const auto group = group_of(a.projection);
-    adapters_[static_cast<size_t>(a.layer) * kGroups.size() + static_cast<size_t>(group)].push_back(
-        adapter);
+void Adapters::bind(const std::vector<Tensor>& values, const std::vector<Tensor>& gradients) {
+  std::map<std::string, const Trainable*> by_name;
+  for (const Trainable& t : layout_.tensors()) by_name[t.name] = &t;
+  adapters_.assign(static_cast<size_t>(architecture_.n_layers) * kGroups.size(), {});
+  for (int64_t layer = 0; layer < architecture_.n_layers; ++layer) {
+    const auto unit = static_cast<size_t>(layer);
+    for (const Projection p : kProjections) {  // ascending row_begin
+      if (std::count(lora_.targets.begin(), lora_.targets.end(), p) == 0) continue;
+      const Trainable& a = *by_name.at(adapter_tensor_name(layer, p, 'A'));
+      const Trainable& b = *by_name.at(adapter_tensor_name(layer, p, 'B'));
+      const int64_t begin = layout_.unit_begin()[unit];
+      LoraAdapter adapter;
+      adapter.row_begin = row_begin_of(p, architecture_);
+      adapter.site = static_cast<uint32_t>(layer * 7 + static_cast<int64_t>(p));
+      adapter.A = a.in(values[unit], begin);
+      adapter.B = b.in(values[unit], begin);
+      adapter.dA = a.in(gradients[unit], begin);
+      adapter.dB = b.in(gradients[unit], begin);
+      adapters_[unit * kGroups.size() + static_cast<size_t>(group_of(p))].push_back(adapter);
+    }
   }
-  for (auto& group : adapters_) {
-    std::sort(group.begin(), group.end(),
-              [](const LoraAdapter& x, const LoraAdapter& y) { return x.site < y.site; });
-  }
-}
-
-void Adapters::set_parameters(const float* flat) {
-  const int64_t n = layout_.n_elem();
-  std::vector<std::byte> bytes(static_cast<size_t>(n * size_of(parameters_.dtype)));
-  from_float(parameters_.dtype, flat, n, bytes.data());
-  backend_.upload(parameters_.data, bytes.data(), static_cast<int64_t>(bytes.size()));
-  parameters_changed();
-}
-
-void Adapters::parameters_changed() {
-  if (compute_.data != parameters_.data) backend_.convert(compute_, parameters_);
-}
-
-std::vector<float> Adapters::on_host(const Tensor& flat) const {
-  std::vector<std::byte> bytes(static_cast<size_t>(flat.cols * size_of(flat.dtype)));
-  backend_.download(bytes.data(), flat.data, static_cast<int64_t>(bytes.size()));
-  std::vector<float> out(static_cast<size_t>(flat.cols));
-  to_float(flat.dtype, bytes.data(), flat.cols, out.data());
-  return out;
-}
-
-std::vector<float> Adapters::parameters_on_host() const {
-  return on_host(parameters_);
-}
-
-std::vector<float> Adapters::gradients_on_host() const {
-  return on_host(gradients_);
 }
 
 std::span<const LoraAdapter> Adapters::of(int64_t layer, Group group) const {

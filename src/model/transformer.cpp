@@ -20,16 +20,18 @@ int64_t padded_columns(int64_t cols, DType dtype) {
 
 }  // namespace
 
-Transformer::Transformer(const Architecture& architecture, const Weights& weights,
-                         const Adapters& adapters, const Activations& activations, Backend& backend,
-                         Arena& arena, int64_t n_positions, double dropout)
+Transformer::Transformer(const Architecture& architecture, const ModelParts& parts,
+                         const Activations& activations, Backend& backend, Arena& arena,
+                         const Sizes& sizes)
     : architecture_(architecture),
-      weights_(weights),
-      adapters_(adapters),
+      weights_(parts.weights),
+      weight_gradients_(parts.weight_gradients),
+      adapters_(parts.adapters),
+      residency_(parts.residency),
       activations_(activations),
       backend_(backend),
-      dropout_p_(static_cast<float>(dropout)) {
-  declare_scratch(arena, n_positions, dropout);
+      dropout_p_(static_cast<float>(sizes.dropout)) {
+  declare_scratch(arena, sizes.n_positions, sizes.dropout);
 }
 
 void Transformer::declare_scratch(Arena& arena, int64_t n_positions, double dropout) {
@@ -61,6 +63,9 @@ void Transformer::declare_scratch(Arena& arena, int64_t n_positions, double drop
   ids_.normed_again = scratch("normed again", N, C, Lifetime::backward, T);
   ids_.dattention = scratch("gradient of attention", N, q, Lifetime::backward, T);
   ids_.dqkv = scratch("gradient of qkv", N, qkv, Lifetime::backward, T);
+  ids_.column_sums =
+      scratch("sums of columns, in parts", weight_gradients_ == nullptr ? 0 : kColumnParts,
+              std::max({C, qkv, 2 * F}), Lifetime::run, backend_.trainable_dtype());
   ids_.delta =
       scratch("rowsum(dout * out)", N, a.n_heads, Lifetime::backward, backend_.trainable_dtype());
 }
@@ -83,6 +88,7 @@ void Transformer::bind(const Arena& arena) {
   s.dattention = arena[ids_.dattention];
   s.dqkv = arena[ids_.dqkv];
   s.delta = arena[ids_.delta];
+  if (weight_gradients_ != nullptr) s.column_sums = arena[ids_.column_sums];
   const std::vector<float> table =
       rope_table(architecture_.rope, architecture_.head_dim, s.cos_sin.rows);
   backend_.upload(s.cos_sin.data, table.data(), static_cast<int64_t>(table.size() * sizeof(float)));
@@ -99,17 +105,31 @@ void Transformer::eval_mode() {
 Linear Transformer::linear(int64_t l, Group group) const {
   const LayerWeights& w = weights_.layer(l);
   const auto g = static_cast<size_t>(group);
-  return {w.W[g], w.bias[g], adapters_.of(l, group), adapters_.options().r,
-          static_cast<float>(adapters_.options().scaling())};
+  Linear linear{w.W[g], w.bias[g], adapters_.of(l, group), adapters_.options().r,
+                static_cast<float>(adapters_.options().scaling())};
+  if (weight_gradients_ != nullptr) {
+    linear.dW = weight_gradients_->layer(l).W[g];
+    linear.dbias = weight_gradients_->layer(l).bias[g];
+  }
+  return linear;
 }
 
 Tensor Transformer::slot(int64_t l, Slot s, const TokenBatch& batch) const {
   return activations_(0, l, s, batch.n_rows);
 }
 
+bool Transformer::is_trained(Group group) const {
+  return weight_gradients_ != nullptr || adapters_.columns(group) > 0;
+}
+
+Tensor Transformer::gradient(int64_t l, Tensor LayerWeights::*weight) const {
+  return weight_gradients_ == nullptr ? Tensor{} : weight_gradients_->layer(l).*weight;
+}
+
 LinearContext Transformer::context(const TokenBatch& batch) const {
   LinearContext c{batch, dropout_, {}, scratch_.dxa.first_rows(batch.n_rows)};
   if (dropout_.p > 0.0f) c.dropped = scratch_.dropped.first_rows(batch.n_rows);
+  c.column_sums = scratch_.column_sums;
   return c;
 }
 
@@ -135,8 +155,11 @@ void Transformer::forward(const TokenBatch& batch) {
   ASSERT(batch.n_rows > 0 && batch.n_rows <= activations_.capacity());
   const Tensor normed = scratch_.normed.first_rows(batch.n_rows);
   const Tensor branch = scratch_.branch.first_rows(batch.n_rows);
+  residency_.get(a.n_layers);
   backend_.embedding_forward(slot(0, Slot::hidden, batch), weights_.ends().embedding, batch);
+  residency_.release(a.n_layers);
   for (int64_t l = 0; l < a.n_layers; ++l) {
+    residency_.get(l);
     const LayerWeights& w = weights_.layer(l);
     const Tensor h = slot(l, Slot::hidden, batch), rstd = slot(l, Slot::norm_rstd, batch);
     if (l == 0) {
@@ -147,11 +170,24 @@ void Transformer::forward(const TokenBatch& batch) {
     }
     attention_block_forward(l, batch);
     mlp_block_forward(l, batch);
+    residency_.release(l);
   }
+  residency_.get(a.n_layers);
   backend_.residual_rmsnorm_forward(slot(a.n_layers, Slot::hidden, batch), normed,
                                     slot(a.n_layers, Slot::norm_rstd, batch),
                                     slot(a.n_layers - 1, Slot::hidden_mid, batch), branch,
                                     weights_.ends().final_norm, a.norm_eps);
+  residency_.release(a.n_layers);
+}
+
+void Transformer::forward_without_rows() {
+  const int64_t L = architecture_.n_layers;
+  residency_.get(L);
+  residency_.release(L);
+  for (int64_t l = 0; l <= L; ++l) {
+    residency_.get(l);
+    residency_.release(l);
+  }
 }
 
 // normed -> h_mid = h + o(attention), normed = norm(h_mid)
@@ -192,37 +228,70 @@ void Transformer::mlp_block_forward(int64_t l, const TokenBatch& batch) {
 }
 
 void Transformer::loss(const Tensor& loss, const TokenBatch& batch) {
+  residency_.get(architecture_.n_layers);
   backend_.cross_entropy(loss, {}, scratch_.normed.first_rows(batch.n_rows), {weights_.ends().head},
                          batch, {}, scratch_.loss);
+  residency_.release(architecture_.n_layers);
+}
+
+void Transformer::loss_without_rows() {
+  residency_.get(architecture_.n_layers);
+  residency_.release(architecture_.n_layers);
 }
 
 Tensor Transformer::logits(int64_t first, int64_t n) {
   const Tensor out = scratch_.loss.logits.first_rows(n);
   Linear head;
   head.W = weights_.ends().head;
+  residency_.get(architecture_.n_layers);
   backend_.linear_forward(out, {}, scratch_.normed.row_range(first, n), head, {});
+  residency_.release(architecture_.n_layers);
   return out;
 }
 
-void Transformer::loss_and_backward(const Tensor& loss, const TokenBatch& batch, double dloss,
-                                    const LayerDone& layer_done) {
+void Transformer::loss_and_backward(const Tensor& loss, const TokenBatch& batch,
+                                    const LossFactor& dloss) {
   const int64_t L = architecture_.n_layers;
-  const Tensor dnormed = scratch_.dnormed.first_rows(batch.n_rows);
+  const Tensor dhidden = scratch_.dhidden.first_rows(batch.n_rows),
+               dnormed = scratch_.dnormed.first_rows(batch.n_rows);
+  const EndWeights dends = weight_gradients_ == nullptr ? EndWeights{} : weight_gradients_->ends();
+  residency_.get(L);
+  residency_.begin_gradients(L);
   backend_.cross_entropy(loss, dnormed, scratch_.normed.first_rows(batch.n_rows),
-                         {weights_.ends().head}, batch, {dloss}, scratch_.loss);
-  backend_.rmsnorm_backward(scratch_.dhidden.first_rows(batch.n_rows), {}, dnormed,
-                            slot(L, Slot::hidden, batch), slot(L, Slot::norm_rstd, batch),
-                            weights_.ends().final_norm, 0.0f, {});
+                         {weights_.ends().head, dends.head}, batch, dloss, scratch_.loss);
+  backend_.rmsnorm_backward(dhidden, dends.final_norm, dnormed, slot(L, Slot::hidden, batch),
+                            slot(L, Slot::norm_rstd, batch), weights_.ends().final_norm, 0.0f,
+                            scratch_.column_sums);
+  residency_.release(L);
   for (int64_t l = L - 1; l >= 0; --l) {
+    residency_.get(l);
+    residency_.begin_gradients(l);
     recompute(l, batch);
     mlp_block_backward(l, batch);
-    if (adapters_below(l, Group::gate_up)) attention_block_backward(l, batch);
-    if (layer_done) layer_done(l);
+    if (trained_below(l, Group::gate_up)) attention_block_backward(l, batch);
+    residency_.end_gradients(l);
+    residency_.release(l);
   }
+  if (!dends.embedding.empty()) backend_.embedding_backward(dends.embedding, dhidden, batch);
+  residency_.end_gradients(L);
 }
 
-bool Transformer::adapters_below(int64_t l, Group group) const {
-  if (l > 0) return true;  // every layer has the same adapters
+void Transformer::backward_without_rows() {
+  const int64_t L = architecture_.n_layers;
+  residency_.get(L);
+  residency_.begin_gradients(L);
+  residency_.release(L);
+  for (int64_t l = L - 1; l >= 0; --l) {
+    residency_.get(l);
+    residency_.begin_gradients(l);
+    residency_.end_gradients(l);
+    residency_.release(l);
+  }
+  residency_.end_gradients(L);
+}
+
+bool Transformer::trained_below(int64_t l, Group group) const {
+  if (weight_gradients_ != nullptr || l > 0) return true;  // all layers have the same adapters
   return std::any_of(kGroups.begin(), kGroups.end(),
                      [&](Group g) { return g < group && adapters_.columns(g) > 0; });
 }
@@ -256,18 +325,19 @@ void Transformer::mlp_block_backward(int64_t l, const TokenBatch& batch) {
   const Tensor normed = scratch_.normed_again.first_rows(N),
                gate_up = slot(l, Slot::gate_up, batch);
   const Tensor h_mid = slot(l, Slot::hidden_mid, batch), rstd = slot(l, Slot::mid_rstd, batch);
-  if (adapters_.columns(Group::down) > 0) backend_.swiglu_forward(act, gate_up);
-  linear_backward(l, Group::down, adapters_below(l, Group::down) ? dact : Tensor{}, dhidden, act,
+  if (is_trained(Group::down)) backend_.swiglu_forward(act, gate_up);
+  linear_backward(l, Group::down, trained_below(l, Group::down) ? dact : Tensor{}, dhidden, act,
                   batch);
-  if (!adapters_below(l, Group::down)) return;
+  if (!trained_below(l, Group::down)) return;
   backend_.swiglu_backward(gate_up, dact, gate_up);
-  if (adapters_.columns(Group::gate_up) > 0) {
+  if (is_trained(Group::gate_up)) {
     backend_.rmsnorm_forward(normed, rstd, h_mid, w.post_attention_norm, a.norm_eps);
   }
-  linear_backward(l, Group::gate_up, adapters_below(l, Group::gate_up) ? dnormed : Tensor{},
-                  gate_up, normed, batch);
-  if (!adapters_below(l, Group::gate_up)) return;
-  backend_.rmsnorm_backward(dhidden, {}, dnormed, h_mid, rstd, w.post_attention_norm, 1.0f, {});
+  linear_backward(l, Group::gate_up, trained_below(l, Group::gate_up) ? dnormed : Tensor{}, gate_up,
+                  normed, batch);
+  if (!trained_below(l, Group::gate_up)) return;
+  backend_.rmsnorm_backward(dhidden, gradient(l, &LayerWeights::post_attention_norm), dnormed,
+                            h_mid, rstd, w.post_attention_norm, 1.0f, scratch_.column_sums);
 }
 
 // dhidden = gradient of h_mid -> gradient of h
@@ -281,24 +351,29 @@ void Transformer::attention_block_backward(int64_t l, const TokenBatch& batch) {
                dattention = scratch_.dattention.first_rows(N);
   const Tensor dqkv = scratch_.dqkv.first_rows(N), h = slot(l, Slot::hidden, batch);
   const Tensor rstd = slot(l, Slot::norm_rstd, batch);
-  linear_backward(l, Group::o, adapters_below(l, Group::o) ? dattention : Tensor{}, dhidden,
+  linear_backward(l, Group::o, trained_below(l, Group::o) ? dattention : Tensor{}, dhidden,
                   attention, batch);
-  if (!adapters_below(l, Group::o)) return;
+  if (!trained_below(l, Group::o)) return;
   backend_.attention_backward(dqkv, scratch_.delta.first_rows(N), dattention, attention,
                               slot(l, Slot::lse, batch), slot(l, Slot::qkv, batch), batch,
                               attention_shape(l));
   backend_.rope_backward(dqkv.columns(0, q + kv), scratch_.cos_sin, D, batch);
   if (a.qk_norm) {
     const Tensor raw = slot(l, Slot::qkv_raw, batch), qk_rstd = slot(l, Slot::qk_rstd, batch);
-    backend_.rmsnorm_backward(dqkv.columns(0, q), {}, dqkv.columns(0, q), raw.columns(0, q),
-                              qk_rstd.columns(0, a.n_heads), w.q_norm, 0.0f, {});
-    backend_.rmsnorm_backward(dqkv.columns(q, kv), {}, dqkv.columns(q, kv), raw.columns(q, kv),
-                              qk_rstd.columns(a.n_heads, a.n_kv_heads), w.k_norm, 0.0f, {});
+    backend_.rmsnorm_backward(dqkv.columns(0, q), gradient(l, &LayerWeights::q_norm),
+                              dqkv.columns(0, q), raw.columns(0, q), qk_rstd.columns(0, a.n_heads),
+                              w.q_norm, 0.0f, scratch_.column_sums);
+    backend_.rmsnorm_backward(dqkv.columns(q, kv), gradient(l, &LayerWeights::k_norm),
+                              dqkv.columns(q, kv), raw.columns(q, kv),
+                              qk_rstd.columns(a.n_heads, a.n_kv_heads), w.k_norm, 0.0f,
+                              scratch_.column_sums);
   }
-  if (adapters_.columns(Group::qkv) > 0)
-    backend_.rmsnorm_forward(normed, rstd, h, w.input_norm, a.norm_eps);
-  linear_backward(l, Group::qkv, l > 0 ? dnormed : Tensor{}, dqkv, normed, batch);
-  if (l > 0) backend_.rmsnorm_backward(dhidden, {}, dnormed, h, rstd, w.input_norm, 1.0f, {});
+  if (is_trained(Group::qkv)) backend_.rmsnorm_forward(normed, rstd, h, w.input_norm, a.norm_eps);
+  linear_backward(l, Group::qkv, trained_below(l, Group::qkv) ? dnormed : Tensor{}, dqkv, normed,
+                  batch);
+  if (!trained_below(l, Group::qkv)) return;
+  backend_.rmsnorm_backward(dhidden, gradient(l, &LayerWeights::input_norm), dnormed, h, rstd,
+                            w.input_norm, 1.0f, scratch_.column_sums);
 }
 
 }  // namespace utrain

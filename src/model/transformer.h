@@ -1,23 +1,33 @@
-// The Llama-family transformer with LoRA, forward and backward for one pass, by hand:
+// The Llama-family transformer with LoRA or full fine-tuning, forward and backward for one pass, by
+// hand:
 //   block: h' = h + o(attention(rope(qkv(norm(h)))));  h'' = h' + down(swiglu(gate_up(norm(h'))))
 // Written once, on Backend alone. Frozen weights get no gradient, and nothing is computed below the
-// first adapter.
+// first tensor that is trained.
 #pragma once
-
-#include <functional>
 
 #include "model/activations.h"
 #include "model/lora.h"
+#include "model/residency.h"
 #include "model/weights.h"
 
 namespace utrain {
 
+// What a transformer computes with; all outlive it.
+struct ModelParts {
+  const Weights& weights;
+  const Weights* weight_gradients;  // null where the base is frozen
+  const Adapters& adapters;
+  Residency& residency;
+};
+
 class Transformer {
  public:
-  // n_positions: longest document; dropout: of the adapters' input while training.
-  Transformer(const Architecture& architecture, const Weights& weights, const Adapters& adapters,
-              const Activations& activations, Backend& backend, Arena& arena, int64_t n_positions,
-              double dropout);
+  struct Sizes {
+    int64_t n_positions = 0;  // tokens of the longest document
+    double dropout = 0.0;     // of the adapters' input while training
+  };
+  Transformer(const Architecture& architecture, const ModelParts& parts,
+              const Activations& activations, Backend& backend, Arena& arena, const Sizes& sizes);
   void bind(const Arena& arena);  // after the arena is placed
 
   // Dropout for what follows: keyed by (seed, epoch). Without it (evaluation) nothing is dropped.
@@ -28,11 +38,13 @@ class Transformer {
   void forward(const TokenBatch& batch);
   // loss [1, 1] += sum of the cross entropy over the batch's targets. After forward().
   void loss(const Tensor& loss, const TokenBatch& batch);
-  // The same, and the gradient of dloss * that sum: dA, dB += in the adapters. layer_done(l): this
-  // pass adds nothing more to the gradients of layers l and above.
-  using LayerDone = std::function<void(int64_t l)>;
-  void loss_and_backward(const Tensor& loss, const TokenBatch& batch, double dloss,
-                         const LayerDone& layer_done = {});
+  // The same, and the gradient of that sum times the factor: += in what is trained.
+  void loss_and_backward(const Tensor& loss, const TokenBatch& batch, const LossFactor& dloss);
+  // Instead of forward() and loss(), or loss_and_backward(), where this rank has no rows in a pass:
+  // what the other ranks ask of the residency must be asked here too.
+  void forward_without_rows();
+  void loss_without_rows();
+  void backward_without_rows();
   // Logits [n, V] of rows [first, first + n), n <= logits_rows(), in scratch that the next call
   // overwrites. After forward().
   Tensor logits(int64_t first, int64_t n);
@@ -52,12 +64,16 @@ class Transformer {
   void recompute(int64_t l, const TokenBatch& batch);
   void mlp_block_backward(int64_t l, const TokenBatch& batch);
   void attention_block_backward(int64_t l, const TokenBatch& batch);
-  bool adapters_below(int64_t l, Group group) const;  // does anything trained lie below it?
+  bool is_trained(Group group) const;  // does its input matter to a gradient?
+  Tensor gradient(int64_t l, Tensor LayerWeights::*weight) const;  // empty where frozen
+  bool trained_below(int64_t l, Group group) const;  // does anything trained lie below it?
   AttentionShape attention_shape(int64_t l) const;
 
   Architecture architecture_;
   const Weights& weights_;
+  const Weights* weight_gradients_;
   const Adapters& adapters_;
+  Residency& residency_;
   const Activations& activations_;
   Backend& backend_;
   Dropout dropout_;
@@ -66,7 +82,7 @@ class Transformer {
 
   struct Ids {
     Arena::Id cos_sin, dropped, dxa, dhidden, normed, branch, act, logits, target_rows, losses;
-    Arena::Id dnormed, dact, act_again, normed_again, dattention, dqkv, delta;
+    Arena::Id dnormed, dact, act_again, normed_again, dattention, dqkv, delta, column_sums;
   } ids_ = {};
   // Scratch at full capacity; [N, ...] unless said otherwise.
   struct Scratch {
@@ -81,6 +97,7 @@ class Transformer {
     Tensor normed_again;     // [N, C]
     Tensor dattention;       // [N, Hq D]
     Tensor dqkv, delta;      // [N, (Hq + 2 Hkv) D], [N, Hq]
+    Tensor column_sums;      // [kColumnParts, widest]; empty where the base is frozen
   } scratch_;
 };
 

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "core/convert.h"
+#include "core/flat_block.h"
 #include "core/normal.h"
 #include "core/random.h"
 #include "io/model_files.h"
@@ -17,8 +18,6 @@
 namespace utrain {
 
 namespace {
-
-constexpr int64_t kAlignment = 256;  // bytes
 
 struct LayoutBuilder {
   ImageLayout layout;
@@ -28,7 +27,10 @@ struct LayoutBuilder {
     layout.parts.push_back({std::move(name), layout.bytes, rows, cols});
     layout.bytes += rows * cols * size_of(layout.dtype);
   }
-  void align() { layout.bytes = (layout.bytes + kAlignment - 1) / kAlignment * kAlignment; }
+  void align() {
+    const int64_t block = kFlatBlock * size_of(layout.dtype);
+    layout.bytes = (layout.bytes + block - 1) / block * block;
+  }
   void add(std::string name, int64_t rows, int64_t cols) {
     add_rows(std::move(name), rows, cols);
     align();
@@ -313,70 +315,63 @@ EndWeights end_views(const Architecture& a, const ImageLayout& layout, const Ten
   return w;
 }
 
-Weights::Weights(const Architecture& architecture, Backend& backend, Arena& arena)
-    : architecture_(architecture), backend_(backend) {
-  const DType dtype = backend.dtype();
-  const auto declare = [&](const std::string& name, const ImageLayout& layout) {
-    ids_.push_back(arena.declare(name, dtype, 1, layout.bytes / size_of(dtype), MemoryClass::base));
-  };
-  for (int64_t l = 0; l < architecture.n_layers; ++l) {
-    declare(fmt::format("layer {}", l), layer_image(architecture, l, dtype));
-  }
-  declare("embedding, final norm, head", ends_image(architecture, dtype));
+std::vector<ImageLayout> image_layouts(const Architecture& architecture, DType dtype) {
+  std::vector<ImageLayout> layouts;
+  for (int64_t l = 0; l < architecture.n_layers; ++l)
+    layouts.push_back(layer_image(architecture, l, dtype));
+  layouts.push_back(ends_image(architecture, dtype));
+  return layouts;
 }
 
 // Pieces of the images go to the device one by one: while a piece is filled by all threads, the
 // calling one, which is the backend's, uploads the piece before it.
-void Weights::load(const Arena& arena, const WeightSource& source) {
-  const Architecture& a = architecture_;
+void load_images(const std::vector<ImageSlice>& slices, const WeightSource& source,
+                 Backend& backend) {
   constexpr int64_t kPiece = 32 << 20;  // bytes
-  struct Piece {
-    const ImageLayout* layout;
-    char* device;
-    int64_t begin, end;
-  };
-  std::vector<ImageLayout> layouts;
-  for (int64_t l = 0; l < a.n_layers; ++l) layouts.push_back(layer_image(a, l, backend_.dtype()));
-  layouts.push_back(ends_image(a, backend_.dtype()));
-  std::vector<Piece> pieces;
+  std::vector<ImageSlice> pieces;
   int64_t largest = 0;
-  for (size_t i = 0; i < layouts.size(); ++i) {
-    for (int64_t begin = 0; begin < layouts[i].bytes; begin += kPiece) {
-      const int64_t end = std::min(begin + kPiece, layouts[i].bytes);
-      pieces.push_back({&layouts[i], static_cast<char*>(arena[ids_[i]].data) + begin, begin, end});
+  for (const ImageSlice& slice : slices) {
+    for (int64_t begin = slice.begin; begin < slice.end; begin += kPiece) {
+      const int64_t end = std::min(begin + kPiece, slice.end);
+      pieces.push_back(
+          {slice.layout, static_cast<char*>(slice.device) + begin - slice.begin, begin, end});
       largest = std::max(largest, end - begin);
     }
   }
+  if (pieces.empty()) return;
 
   const auto make_buffer = [&] {
     return std::make_unique_for_overwrite<char[]>(static_cast<size_t>(largest));
   };
   const std::array<std::unique_ptr<char[]>, 2> buffers = {make_buffer(), make_buffer()};
   const auto upload = [&](size_t i) {
-    const Piece& p = pieces[i];
-    backend_.upload(p.device, buffers[i % 2].get(), p.end - p.begin);
+    backend.upload(pieces[i].device, buffers[i % 2].get(), pieces[i].end - pieces[i].begin);
   };
   const auto prefetch = [&](size_t i) {
-    const Piece& p = pieces[i];
+    const ImageSlice& p = pieces[i];
     for (const auto& [part, first, n] : ranges_of(*p.layout, p.begin, p.end)) {
       source.prefetch(part->name, first, n);
     }
   };
   prefetch(0);
   for (size_t i = 0; i < pieces.size(); ++i) {
-    const Piece& p = pieces[i];
+    const ImageSlice& p = pieces[i];
     fill_image_while(*p.layout, source, p.begin, p.end, buffers[i % 2].get(), [&] {
       if (i + 1 < pieces.size()) prefetch(i + 1);
       if (i > 0) upload(i - 1);
     });
   }
   upload(pieces.size() - 1);
+}
 
+void Weights::bind(const Architecture& architecture, const std::vector<Tensor>& images) {
+  const std::vector<ImageLayout> layouts = image_layouts(architecture, images.at(0).dtype);
+  ASSERT(images.size() == layouts.size());
   layers_.clear();
   for (size_t l = 0; l + 1 < layouts.size(); ++l) {
-    layers_.push_back(layer_views(a, static_cast<int64_t>(l), layouts[l], arena[ids_[l]]));
+    layers_.push_back(layer_views(architecture, static_cast<int64_t>(l), layouts[l], images[l]));
   }
-  ends_ = end_views(a, layouts.back(), arena[ids_.back()]);
+  ends_ = end_views(architecture, layouts.back(), images.back());
 }
 
 }  // namespace utrain

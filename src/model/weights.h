@@ -1,6 +1,7 @@
-// The frozen base: ONE byte image per layer and one for the ends (embedding, final norm, head). An
-// image is what memory, the loader and, later, shards and gathers know: matrices of a group fused
-// row after row, every part on 256 bytes. layout -> fill any byte range of an image from the files
+// The base: ONE byte image per layer and one for the ends (embedding, final norm, head). An image
+// is what memory, the loader, shards and gathers know: matrices of a group fused row after row,
+// every group on a block of elements (core/flat_block.h), the whole of whole blocks. layout -> fill
+// any byte range of an image from the files
 // -> views of it as the model's operations take them.
 #pragma once
 
@@ -10,7 +11,6 @@
 #include <vector>
 
 #include "backend.h"
-#include "core/arena.h"
 #include "core/projection.h"
 #include "model/architecture.h"
 
@@ -26,7 +26,9 @@ struct ImagePart {
 struct ImageLayout {
   DType dtype = DType::f32;
   std::vector<ImagePart> parts;  // ascending offset
-  int64_t bytes = 0;             // a multiple of 256
+  int64_t bytes = 0;             // whole blocks of elements
+
+  int64_t n_elem() const { return bytes / size_of(dtype); }
 };
 
 ImageLayout layer_image(const Architecture& architecture, int64_t layer, DType dtype);
@@ -74,20 +76,29 @@ LayerWeights layer_views(const Architecture& architecture, int64_t layer, const 
 EndWeights end_views(const Architecture& architecture, const ImageLayout& layout,
                      const Tensor& image);
 
-// The whole base on every rank.
+// The images of all units: the layers, then the ends.
+std::vector<ImageLayout> image_layouts(const Architecture& architecture, DType dtype);
+
+// Bytes [begin, end) of an image go to `device`.
+struct ImageSlice {
+  const ImageLayout* layout = nullptr;
+  void* device = nullptr;
+  int64_t begin = 0, end = 0;
+};
+// Reads them all. Not collective. The host holds two pieces of an image at a time.
+void load_images(const std::vector<ImageSlice>& slices, const WeightSource& source,
+                 Backend& backend);
+
+// Views of all images, at fixed addresses; of weights, or of their gradients in another dtype.
 class Weights {
  public:
-  Weights(const Architecture& architecture, Backend& backend, Arena& arena);
-  // After the arena is placed. Not collective. The host holds two pieces of an image at a time.
-  void load(const Arena& arena, const WeightSource& source);
+  // images [units]: [1, elements] each, as image_layouts(architecture, their dtype) lays them out.
+  void bind(const Architecture& architecture, const std::vector<Tensor>& images);
 
   const LayerWeights& layer(int64_t l) const { return layers_.at(static_cast<size_t>(l)); }
   const EndWeights& ends() const { return ends_; }
 
  private:
-  Architecture architecture_;
-  Backend& backend_;
-  std::vector<Arena::Id> ids_;  // layers, then the ends
   std::vector<LayerWeights> layers_;
   EndWeights ends_;
 };

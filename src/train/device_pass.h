@@ -12,10 +12,12 @@ class DevicePass {
  public:
   DevicePass(Backend& backend, Arena& arena, int64_t capacity);  // rows
   void bind(const Arena& arena);
-  TokenBatch upload(const Pass& pass);
+  TokenBatch upload(
+      Pass pass);  // padded to the backend's multiple of rows, as far as there is room
 
  private:
   static constexpr int kArrays = 8;
+  void pad(Pass& pass) const;
   int32_t* array(int i) const { return static_cast<int32_t*>(memory_.data) + i * capacity_; }
 
   Backend& backend_;

@@ -55,6 +55,15 @@ LoraOptions lora_options(const Config::Lora& lora) {
   return options;
 }
 
+// Full fine-tuning makes no adapter: a key that says how would be ignored.
+void check_no_lora_keys(const Config& config) {
+  for (const std::string& key : config.given) {
+    if (!key.starts_with("lora.")) continue;
+    fail(ExitCode::usage, key, "found beside train.method = \"full\", which has no adapters",
+         "leave the section [lora] out, or set train.method = \"lora\"");
+  }
+}
+
 std::vector<float> read_adapter(const std::string& dir, const TrainableLayout& layout) {
   const SafetensorsFile file = open_adapter_weights(dir);
   // All names and shapes before any memory: what config.json claims is bounded by the file.
@@ -172,6 +181,19 @@ BatchPlan Job::plan() const {
                    static_cast<uint64_t>(config.train.seed));
 }
 
+double Job::dropout() const {
+  return is_full() ? 0.0 : config.lora.dropout;
+}
+
+ModelState::Options Job::model_options() const {
+  const std::string& name = config.parallel.strategy;
+  const Strategy strategy = name == "zero1"   ? Strategy::zero1
+                            : name == "zero2" ? Strategy::zero2
+                            : name == "zero3" ? Strategy::zero3
+                                              : Strategy::ddp;
+  return {is_full() ? Method::full : Method::lora, lora, strategy};
+}
+
 int64_t Job::pass_capacity() const {
   const auto capacity = [&](const Rows& rows, int64_t rows_together) {
     const int64_t of_a_rank = (rows_together + ranks - 1) / ranks;
@@ -190,10 +212,11 @@ Job read_job(const Config& config, int ranks) {
   job.config = config;
   job.ranks = ranks;
   job.architecture = read_architecture(config.model.path);
+  if (job.is_full()) check_no_lora_keys(config);
   if (!config.lora.init_from.empty()) take_from_adapter(job.config);
   job.lora = lora_options(job.config.lora);
   if (!config.lora.init_from.empty()) {
-    job.adapter = read_adapter(config.lora.init_from, TrainableLayout(job.architecture, job.lora));
+    job.adapter = read_adapter(config.lora.init_from, lora_layout(job.architecture, job.lora));
   }
   job.model_hash = hash_of_model(config.model.path, job.adapter);
   // Names and shapes of the weights are part of the check, their values are not.

@@ -10,7 +10,7 @@
 #include "data/rows.h"
 #include "data/token_data_set.h"
 #include "model/architecture.h"
-#include "model/lora.h"
+#include "parallel/model_state.h"
 
 namespace utrain {
 
@@ -29,6 +29,9 @@ struct Job {
   std::vector<std::string> warnings;
 
   BatchPlan plan() const;
+  ModelState::Options model_options() const;
+  bool is_full() const { return config.train.method == "full"; }
+  double dropout() const;  // of the adapters' input
   bool has_eval() const { return !config.data.eval.empty(); }
   int64_t pass_capacity() const;     // tokens of the largest pass, of training and evaluation
   int64_t longest_document() const;  // tokens, as used

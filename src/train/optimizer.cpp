@@ -4,38 +4,44 @@
 
 namespace utrain {
 
-Optimizer::Optimizer(const Config::Train& options, const Adapters& adapters, Backend& backend,
+Optimizer::Optimizer(const Config::Train& options, Trainables& trainables, Backend& backend,
                      Arena& arena)
-    : options_(options), adapters_(adapters), backend_(backend) {
-  const int64_t n = adapters.layout().n_elem();
-  const DType wide = backend.trainable_dtype();
-  m_id_ = arena.declare("Adam's first moment", wide, 1, n, MemoryClass::optimizer);
-  v_id_ = arena.declare("Adam's second moment", wide, 1, n, MemoryClass::optimizer);
-  block_sums_id_ = arena.declare("gradient norm by block", backend.loss_dtype(), 1, n / kFlatBlock,
-                                 MemoryClass::workspace);
+    : options_(options), trainables_(trainables), backend_(backend) {
+  scaling_.dynamic = backend.rounds_to() == DType::f16;
+  block_sums_id_ = arena.declare("gradient norm by block", backend.loss_dtype(), 1,
+                                 trainables.n_elem() / kFlatBlock, MemoryClass::workspace);
   state_id_ =
       arena.declare("state of the step", DType::f64, 1, kStepStates, MemoryClass::workspace);
 }
 
 void Optimizer::bind(const Arena& arena) {
-  m_ = arena[m_id_];
-  v_ = arena[v_id_];
   block_sums_ = arena[block_sums_id_];
   state_ = arena[state_id_];
-  backend_.zero(state_);
-  backend_.zero(m_);
-  backend_.zero(v_);
+  std::array<double, kStepStates> state = {};
+  state[static_cast<size_t>(StepState::loss_scale)] =
+      scaling_.dynamic ? scaling_.initial_scale : 1.0;
+  state[static_cast<size_t>(StepState::hysteresis_left)] = static_cast<double>(scaling_.hysteresis);
+  backend_.upload(state_.data, state.data(), kStateBytes);
+}
+
+Tensor Optimizer::loss_scale() const {
+  return scaling_.dynamic ? state_.columns(static_cast<int64_t>(StepState::loss_scale), 1)
+                          : Tensor{};
 }
 
 void Optimizer::measure(const Tensor& loss) {
-  backend_.sum_of_squares(block_sums_, adapters_.gradients());
-  backend_.clip(state_, loss, block_sums_, options_.max_grad_norm, {});
+  trainables_.sum_of_squares(block_sums_);
+  backend_.clip(state_, loss, block_sums_, options_.max_grad_norm, scaling_);
 }
 
 void Optimizer::step(const Tensor& loss, double lr) {
   measure(loss);
-  const AdamW adamw{lr, options_.betas[0], options_.betas[1], options_.eps, options_.weight_decay};
-  backend_.adamw_update(adapters_.parameters(), m_, v_, adapters_.gradients(), state_, adamw);
+  AdamW adamw{lr, options_.betas[0], options_.betas[1], options_.eps, 0.0};
+  for (const Trainables::Part& part : trainables_.parts()) {
+    adamw.weight_decay = part.decays ? options_.weight_decay : 0.0;
+    backend_.adamw_update(part.p, part.m, part.v, part.g, state_, adamw);
+  }
+  trainables_.parameters_changed();
 }
 
 std::array<double, kStepStates> Optimizer::state_end(int64_t ticket) const {

@@ -7,20 +7,23 @@
 #include <array>
 
 #include "config/config.h"
-#include "model/lora.h"
+#include "parallel/trainables.h"
 
 namespace utrain {
 
 class Optimizer {
  public:
-  Optimizer(const Config::Train& options, const Adapters& adapters, Backend& backend, Arena& arena);
-  void bind(const Arena& arena);  // after the arena is placed; the moments start at zero
+  Optimizer(const Config::Train& options, Trainables& trainables, Backend& backend, Arena& arena);
+  void bind(const Arena& arena);  // after the arena is placed
 
-  // Norm of the adapters' gradients, clipping, and one update of the parameters; nothing but the
-  // norm where it or loss [1, 1] is not finite.
+  // Norm of the gradients, clipping, and one update of the parameters; nothing but the norm where
+  // it or loss [1, 1] is not finite. Collective.
   void step(const Tensor& loss, double lr);
   // The norm alone.
   void measure(const Tensor& loss);
+  // [1, 1] float64 on the device, what the loss of the next step is to be scaled by; empty where
+  // nothing is scaled, which is so but for float16.
+  Tensor loss_scale() const;
   // What the last step, or measure(), found; in the order of the calls, to be waited for later.
   int64_t state_begin() const { return backend_.download_begin(state_.data, kStateBytes); }
   std::array<double, kStepStates> state_end(int64_t ticket) const;  // indexed by StepState
@@ -29,10 +32,10 @@ class Optimizer {
   static constexpr int64_t kStateBytes = kStepStates * sizeof(double);
 
   Config::Train options_;
-  const Adapters& adapters_;
+  LossScaling scaling_;
+  Trainables& trainables_;
   Backend& backend_;
-  Arena::Id m_id_, v_id_, block_sums_id_, state_id_;
-  Tensor m_, v_;       // [1, n] trainable dtype
+  Arena::Id block_sums_id_, state_id_;
   Tensor block_sums_;  // [1, n / kFlatBlock] loss dtype
   Tensor state_;       // [1, 5] float64, indexed by StepState
 };

@@ -13,14 +13,12 @@ Trainer::Trainer(const Job& job, Backend& backend, Collectives& collectives,
     : job_(job),
       backend_(backend),
       collectives_(collectives),
-      weights_(job.architecture, backend, arena_),
-      adapters_(job.architecture, job.lora, backend, arena_),
-      activations_(job.architecture, adapters_, backend, job.pass_capacity(), std::move(policy),
-                   arena_),
-      model_(job.architecture, weights_, adapters_, activations_, backend, arena_,
-             job.longest_document(), job.config.lora.dropout),
-      optimizer_(job.config.train, adapters_, backend, arena_),
-      reduction_(collectives, adapters_.layout().layer_begin()),
+      state_(job.architecture, job.model_options(), backend, collectives, arena_),
+      activations_(job.architecture, state_.adapters(), backend, job.pass_capacity(),
+                   std::move(policy), arena_),
+      model_(job.architecture, state_.parts(), activations_, backend, arena_,
+             {job.longest_document(), job.dropout()}),
+      optimizer_(job.config.train, state_.trainables(), backend, arena_),
       device_pass_(backend, arena_, job.pass_capacity()),
       loss_id_(arena_.declare("loss", backend.loss_dtype(), 1, 1, MemoryClass::workspace)) {}
 
@@ -31,20 +29,24 @@ void Trainer::load() {
   const auto source = job_.config.model.init == "random"
                           ? random_weights(job_.architecture, seed)
                           : open_pretrained(job_.config.model.path, job_.architecture);
-  weights_.load(arena_, *source);
-  adapters_.bind(arena_);
+  state_.bind(arena_);
   activations_.bind(arena_);
   model_.bind(arena_);
   optimizer_.bind(arena_);
   device_pass_.bind(arena_);
   loss_ = arena_[loss_id_];
-  if (job_.adapter.empty()) {
-    std::vector<float> flat(static_cast<size_t>(adapters_.layout().n_elem()));
-    init_trainables(adapters_.layout(), seed, flat.data());
-    adapters_.set_parameters(flat.data());
-  } else {
-    adapters_.set_parameters(job_.adapter.data());
+  state_.load(*source);
+  if (job_.is_full()) return;
+  std::vector<float> flat = job_.adapter;
+  if (flat.empty()) {
+    flat.resize(static_cast<size_t>(state_.layout().n_elem()));
+    init_trainables(state_.layout(), seed, flat.data());
   }
+  state_.set_adapters(flat.data());
+}
+
+void Trainer::loaded() {
+  state_.loaded();
 }
 
 std::vector<StepStats> Trainer::train_step(int64_t step) {
@@ -55,13 +57,13 @@ std::vector<StepStats> Trainer::train_step(int64_t step) {
   // 1. The rows of this step; the loss is the mean over ALL their targets, on all ranks.
   const BatchPlan::Step batch = plan_->step(step);
 
-  // 2. Forward and backward of this rank's rows, pass by pass; dA, dB and the loss accumulate.
-  // Layers that the last pass is done with are summed over ranks, in rank order, meanwhile.
-  accumulate_gradients(batch);
+  // 2. Forward and backward of this rank's rows, pass by pass; gradients and the loss accumulate.
+  // Layers that are done with are summed over ranks, in rank order, meanwhile.
+  accumulate_gradients(batch, optimizer_.loss_scale());
   now.accumulated = backend_.moment();
 
   // 3. The rest of that sum.
-  reduction_.finish();
+  state_.trainables().finish_gradients();
   collectives_.all_reduce_sum(loss_);
   now.reduced = backend_.moment();
 
@@ -70,7 +72,6 @@ std::vector<StepStats> Trainer::train_step(int64_t step) {
   const double lr =
       options.lr * schedule_factor(options.schedule, step, job_.total_steps, options.warmup_steps);
   optimizer_.step(loss_, lr);
-  adapters_.parameters_changed();
   now.end = backend_.moment();
 
   // 5. What the device found is read when it is there; it goes on meanwhile.
@@ -100,6 +101,7 @@ std::vector<StepStats> Trainer::collect(size_t under_way) {
     stats.loss = at(StepState::loss) / static_cast<double>(stats.target_tokens);
     stats.grad_norm = at(StepState::grad_norm);
     stats.skipped = at(StepState::is_finite) == 0.0;
+    stats.overflowed = at(StepState::overflowed) != 0.0;
     stats.seconds = backend_.seconds(step.start, step.end);
     add_seconds(Phase::forward_backward, backend_.seconds(step.start, step.accumulated));
     add_seconds(Phase::reduce, backend_.seconds(step.accumulated, step.reduced));
@@ -109,21 +111,22 @@ std::vector<StepStats> Trainer::collect(size_t under_way) {
   return known;
 }
 
-void Trainer::accumulate_gradients(const BatchPlan::Step& batch) {
-  const double dloss = 1.0 / static_cast<double>(batch.n_targets);
+void Trainer::accumulate_gradients(const BatchPlan::Step& batch, const Tensor& loss_scale) {
+  const LossFactor dloss{1.0 / static_cast<double>(batch.n_targets), loss_scale};
   model_.train_mode(static_cast<uint64_t>(job_.config.train.seed), batch.epoch);
-  backend_.zero(adapters_.gradients());
   backend_.zero(loss_);
-  reduction_.begin(adapters_.gradients());
   const auto passes = passes_of_rank(batch.rows, collectives_.rank(), collectives_.size(),
                                      job_.config.train.micro_batch_size);
   for (const auto& rows : passes) {
-    if (rows.empty()) continue;
+    state_.trainables().begin_pass(&rows == &passes.front(), &rows == &passes.back());
+    if (rows.empty()) {
+      model_.forward_without_rows();
+      model_.backward_without_rows();
+      continue;
+    }
     const TokenBatch tokens = device_pass_.upload(make_pass(job_.train, job_.train_rows, rows));
     model_.forward(tokens);
-    Transformer::LayerDone layer_done;
-    if (&rows == &passes.back()) layer_done = [&](int64_t l) { reduction_.layer_is_final(l); };
-    model_.loss_and_backward(loss_, tokens, dloss, layer_done);
+    model_.loss_and_backward(loss_, tokens, dloss);
   }
 }
 
@@ -145,7 +148,10 @@ EvalStats Trainer::evaluate(const std::function<void()>& tick) {
   backend_.zero(loss_);
   for (const auto& pass : passes_of_rank(all, collectives_.rank(), collectives_.size(),
                                          job_.config.train.micro_batch_size)) {
-    if (!pass.empty()) {
+    if (pass.empty()) {
+      model_.forward_without_rows();
+      model_.loss_without_rows();
+    } else {
       const TokenBatch tokens = device_pass_.upload(make_pass(job_.eval, rows, pass));
       model_.forward(tokens);
       model_.loss(loss_, tokens);
@@ -162,8 +168,8 @@ EvalStats Trainer::evaluate(const std::function<void()>& tick) {
 
 StepStats Trainer::first_batch() {
   const BatchPlan::Step batch = plan_->step(1);
-  accumulate_gradients(batch);
-  reduction_.finish();
+  accumulate_gradients(batch, {});
+  state_.trainables().finish_gradients();
   collectives_.all_reduce_sum(loss_);
   optimizer_.measure(loss_);
   StepStats stats;
@@ -179,7 +185,10 @@ void Trainer::visit_logits(const LogitsVisitor& visit) {
   model_.train_mode(static_cast<uint64_t>(job_.config.train.seed), batch.epoch);
   for (const auto& rows : passes_of_rank(batch.rows, collectives_.rank(), collectives_.size(),
                                          job_.config.train.micro_batch_size)) {
-    if (rows.empty()) continue;
+    if (rows.empty()) {
+      model_.forward_without_rows();
+      continue;
+    }
     const Pass pass = make_pass(job_.train, job_.train_rows, rows);
     model_.forward(device_pass_.upload(pass));
     for (const PassDocument& document : pass.pieces) {

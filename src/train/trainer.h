@@ -10,7 +10,7 @@
 
 #include "comm/collectives.h"
 #include "model/transformer.h"
-#include "parallel/gradient_reduction.h"
+#include "parallel/model_state.h"
 #include "train/device_pass.h"
 #include "train/job.h"
 #include "train/optimizer.h"
@@ -27,7 +27,8 @@ struct StepStats {
   int64_t target_tokens = 0, tokens = 0;  // of the global batch
   double model_flops = 0.0;               // likewise: model/flops.h
   double seconds = 0.0;
-  bool skipped = false;  // loss or norm not finite: no update
+  bool skipped = false;     // loss or norm not finite: no update
+  bool overflowed = false;  // of float16: skipped, but a smaller scale of the loss will help
 };
 
 struct EvalStats {
@@ -49,7 +50,8 @@ class Trainer {
   Trainer& operator=(const Trainer&) = delete;
 
   const Arena& arena() const { return arena_; }
-  void load();  // takes the memory, reads the base, initialises the adapters
+  void load();    // takes the memory, reads the base, initialises the adapters; not collective
+  void loaded();  // after load() on every rank
 
   // Steps from 1, each once and in order. Returns what has become known since the last call: on a
   // GPU the step before, so that the host is never waited for.
@@ -67,7 +69,13 @@ class Trainer {
       std::function<void(int64_t document, int64_t length, const std::vector<float>& logits)>;
   void visit_logits(const LogitsVisitor& visit);
 
-  const Adapters& adapters() const { return adapters_; }
+  const ModelState& model_state() const { return state_; }
+  // Of all that is trained, as model_state().layout() says, on every rank.
+  std::vector<float> parameters_on_host() { return state_.parameters_on_host(); }
+  std::vector<float> parameters_on_host(int64_t unit) {
+    return state_.trainables().parameters_on_host(unit);
+  }
+  std::vector<float> gradients_on_host() { return state_.gradients_on_host(); }
   double phase_seconds(Phase phase) const { return phase_seconds_[static_cast<size_t>(phase)]; }
 
  private:
@@ -76,7 +84,7 @@ class Trainer {
     StepStats stats;
     int64_t state, start, accumulated, reduced, end;
   };
-  void accumulate_gradients(const BatchPlan::Step& batch);
+  void accumulate_gradients(const BatchPlan::Step& batch, const Tensor& loss_scale);
   double flops_of(const BatchPlan::Step& batch) const;
   std::vector<StepStats> collect(size_t under_way);
   void add_seconds(Phase phase, double seconds);
@@ -87,12 +95,10 @@ class Trainer {
   Collectives& collectives_;
   std::optional<BatchPlan> plan_;  // from load() on: it reads all the data
   Arena arena_;
-  Weights weights_;
-  Adapters adapters_;
+  ModelState state_;
   Activations activations_;
   Transformer model_;
   Optimizer optimizer_;
-  GradientReduction reduction_;
   DevicePass device_pass_;
   Arena::Id loss_id_;
   Tensor loss_;  // [1, 1] sum of the cross entropy of this rank's passes

@@ -1,0 +1,126 @@
+#include "parallel/model_state.h"
+
+#include <algorithm>
+
+namespace utrain {
+
+namespace {
+
+std::vector<int64_t> begins_of(const std::vector<ImageLayout>& images) {
+  std::vector<int64_t> begin = {0};
+  for (const ImageLayout& image : images) begin.push_back(begin.back() + image.n_elem());
+  return begin;
+}
+
+// The runs of equal decay that cover the layout: what lies between tensors is zero and stays so.
+std::vector<DecayRun> decay_runs(const TrainableLayout& layout) {
+  std::vector<DecayRun> runs;
+  const auto& tensors = layout.tensors();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const int64_t end = i + 1 < tensors.size() ? tensors[i + 1].offset : layout.n_elem();
+    if (runs.empty() || runs.back().decays != tensors[i].decays())
+      runs.push_back({tensors[i].offset, 0, tensors[i].decays()});
+    runs.back().n_elem = end - runs.back().begin;
+  }
+  return runs;
+}
+
+std::vector<Tensor> units_of(const UnitStore& store) {
+  std::vector<Tensor> units;
+  for (int64_t u = 0; u < store.shards().n_units(); ++u) units.push_back(store.unit(u));
+  return units;
+}
+
+}  // namespace
+
+ModelState::ModelState(const Architecture& architecture, const Options& options, Backend& backend,
+                       Collectives& collectives, Arena& arena)
+    : architecture_(architecture),
+      full_(options.method == Method::full),
+      backend_(backend),
+      image_layouts_(image_layouts(architecture, backend.dtype())),
+      adapters_(architecture, full_ ? LoraOptions{} : options.lora),
+      layout_(full_ ? full_layout(architecture) : adapters_.layout()) {
+  const int rank = collectives.rank(), ranks = collectives.size();
+  const Holding holding = options.strategy == Strategy::zero3 ? Holding::sharded : Holding::whole;
+  images_.emplace(UnitStore::Options{"base", backend.dtype(), MemoryClass::base, holding},
+                  Shards(begins_of(image_layouts_), rank, ranks), collectives, arena);
+  if (!full_) {
+    adapter_values_.emplace(
+        UnitStore::Options{"adapters", backend.dtype(), MemoryClass::adapters, holding},
+        Shards(layout_.unit_begin(), rank, ranks), collectives, arena);
+  }
+  trainables_.emplace(options.strategy, decay_runs(layout_), full_ ? *images_ : *adapter_values_,
+                      backend, collectives, arena);
+  residency_.emplace(*images_, full_ ? nullptr : &*adapter_values_, *trainables_);
+}
+
+void ModelState::bind(const Arena& arena) {
+  images_->bind(arena);
+  if (!full_) adapter_values_->bind(arena);
+  trainables_->bind(arena);
+  std::vector<Tensor> gradients;
+  for (int64_t u = 0; u < trainables_->n_units(); ++u)
+    gradients.push_back(trainables_->gradients(u));
+  weights_.bind(architecture_, units_of(*images_));
+  if (full_) {
+    weight_gradients_.bind(architecture_, gradients);
+  } else {
+    adapters_.bind(units_of(*adapter_values_), gradients);
+  }
+}
+
+void ModelState::load(const WeightSource& source) {
+  std::vector<ImageSlice> slices;
+  for (size_t i = 0; i < image_layouts_.size(); ++i) {
+    const auto u = static_cast<int64_t>(i);
+    const ImageLayout& layout = image_layouts_[i];
+    if (images_->holding() == Holding::whole) {
+      slices.push_back({&layout, images_->unit(u).data, 0, layout.bytes});
+    } else {
+      const int64_t size = size_of(layout.dtype), begin = images_->shards().own_begin(u) * size;
+      const int64_t n_bytes = images_->shards().own_elems(u) * size;
+      slices.push_back({&layout, images_->own(u).data, begin, begin + n_bytes});
+    }
+  }
+  load_images(slices, source, backend_);
+  if (!full_ || trainables_->values_are_parameters()) return;
+  // The parameters are read for themselves: the images may have been rounded.
+  const std::vector<ImageLayout> wide = image_layouts(architecture_, DType::f32);
+  for (size_t i = 0; i < wide.size(); ++i) {
+    const auto u = static_cast<int64_t>(i);
+    const int64_t begin = trainables_->own_begin(u), n = trainables_->own_elems(u);
+    const int64_t size = size_of(DType::f32);
+    std::vector<float> own(static_cast<size_t>(n));
+    fill_image(wide[i], source, begin * size, (begin + n) * size, own.data());
+    trainables_->set_parameters(u, own.data());
+  }
+}
+
+void ModelState::set_adapters(const float* flat) {
+  ASSERT(!full_);
+  for (int64_t u = 0; u < layout_.n_units(); ++u) {
+    const int64_t begin = layout_.unit_begin()[static_cast<size_t>(u)];
+    trainables_->set_parameters(u, flat + begin + trainables_->own_begin(u));
+  }
+}
+
+std::vector<float> ModelState::parameters_on_host() {
+  std::vector<float> flat;
+  for (int64_t u = 0; u < layout_.n_units(); ++u) {
+    const std::vector<float> unit = trainables_->parameters_on_host(u);
+    flat.insert(flat.end(), unit.begin(), unit.end());
+  }
+  return flat;
+}
+
+std::vector<float> ModelState::gradients_on_host() {
+  std::vector<float> flat;
+  for (int64_t u = 0; u < layout_.n_units(); ++u) {
+    const std::vector<float> unit = trainables_->gradients_on_host(u);
+    flat.insert(flat.end(), unit.begin(), unit.end());
+  }
+  return flat;
+}
+
+}  // namespace utrain

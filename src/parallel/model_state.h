@@ -1,0 +1,63 @@
+// All of a model that a rank holds: the images of the base, the adapters' values, and what is
+// trained of them, as strategy and method say. The model computes on its views; who holds what is
+// known here alone.
+#pragma once
+
+#include <optional>
+
+#include "model/full.h"
+#include "model/lora.h"
+#include "model/transformer.h"
+#include "parallel/unit_residency.h"
+
+namespace utrain {
+
+enum class Method { lora, full };
+
+class ModelState {
+ public:
+  struct Options {
+    Method method = Method::lora;
+    LoraOptions lora;  // of Method::lora
+    Strategy strategy = Strategy::ddp;
+  };
+  // Declares its memory.
+  ModelState(const Architecture& architecture, const Options& options, Backend& backend,
+             Collectives& collectives, Arena& arena);
+  ModelState(const ModelState&) = delete;
+  ModelState& operator=(const ModelState&) = delete;
+  void bind(const Arena& arena);  // after the arena is placed
+
+  // Not collective. The base from its source, this rank's part of it; under Method::full these are
+  // the parameters.
+  void load(const WeightSource& source);
+  // flat [layout().n_elem()]: the adapters' parameters. Method::lora.
+  void set_adapters(const float* flat);
+  // Brings what the model computes with up to date. Collective; after load and set_adapters.
+  void loaded() { trainables_->parameters_changed(); }
+
+  const TrainableLayout& layout() const { return layout_; }
+  const Adapters& adapters() const { return adapters_; }
+  Trainables& trainables() { return *trainables_; }
+  ModelParts parts() {
+    return {weights_, full_ ? &weight_gradients_ : nullptr, adapters_, *residency_};
+  }
+
+  // [layout().n_elem()] on every rank. Collective: see Trainables.
+  std::vector<float> parameters_on_host();
+  std::vector<float> gradients_on_host();
+
+ private:
+  Architecture architecture_;
+  bool full_;
+  Backend& backend_;
+  std::vector<ImageLayout> image_layouts_;  // [units]
+  Adapters adapters_;
+  TrainableLayout layout_;
+  std::optional<UnitStore> images_, adapter_values_;
+  std::optional<Trainables> trainables_;
+  std::optional<UnitResidency> residency_;
+  Weights weights_, weight_gradients_;
+};
+
+}  // namespace utrain

@@ -1,0 +1,94 @@
+// What is trained, over ranks: parameters, gradients and Adam's moments in the trainable dtype, by
+// unit (model/trainable.h), each rank holding what the strategy says. Rajbhandari et al. 2020,
+// arXiv:1910.02054
+//   ddp    all on every rank; gradients are all-reduced
+//   zero1  a rank updates its own slices: parameters and moments of those alone
+//   zero2  gradients too: each unit is reduced as soon as a pass has produced it
+//   zero3  what is computed with, too: the values are a sharded UnitStore
+// `values` is what the model computes with, in its dtype; where that is the trainable dtype, the
+// parameters are the values themselves. Sums over ranks are in rank order, so all strategies have
+// the same gradients to the bit where a step is one pass; more passes round differently under zero2
+// and zero3, which add the sums of passes instead of summing what passes added.
+#pragma once
+
+#include "parallel/unit_store.h"
+
+namespace utrain {
+
+enum class Strategy { ddp, zero1, zero2, zero3 };
+
+// Elements [begin, begin + n) of the flat buffer, all decayed by AdamW or none.
+struct DecayRun {
+  int64_t begin = 0, n_elem = 0;
+  bool decays = true;
+};
+
+class Trainables {
+ public:
+  // What this rank updates: a part of one unit with one decay. p, m, v, g [1, n] trainable dtype.
+  struct Part {
+    Tensor p, m, v, g;
+    bool decays = true;
+  };
+
+  // values: as the strategy wants it held; outlives this object. decay: covers the flat buffer.
+  Trainables(Strategy strategy, std::vector<DecayRun> decay, UnitStore& values, Backend& backend,
+             Collectives& collectives, Arena& arena);
+  void bind(const Arena& arena);  // after values; the moments start at zero
+
+  int64_t n_elem() const { return values_.shards().n_elem(); }
+  int64_t n_units() const { return values_.shards().n_units(); }
+  // [1, n_elem(u)], to be added to between begin_gradients(u) and end_gradients(u).
+  Tensor gradients(int64_t u) const { return gradients_.at(static_cast<size_t>(u)); }
+
+  // The gradients of a step: begin_pass; begin_ and end_gradients of each unit, all ranks in the
+  // same order; the next pass; finish_gradients. Sums are taken while the pass goes on.
+  void begin_pass(bool first, bool last);
+  void begin_gradients(int64_t u);
+  void end_gradients(int64_t u);
+  void finish_gradients();
+
+  // Whether the parameters are the values, not a wider copy of them.
+  bool values_are_parameters() const { return values_are_parameters_; }
+  const std::vector<Part>& parts() const { return parts_; }
+  // block_sums [1, n_elem() / 1024]: of the squares of all gradients, the same on every rank.
+  void sum_of_squares(const Tensor& block_sums);
+  void parameters_changed();  // brings the values up to date on every rank; after every update
+
+  // Host. What this rank updates of unit u, from its element own_begin(u) on; then, on all ranks,
+  // parameters_changed().
+  Tensor parameters(int64_t u) const;  // [1, own_elems(u)]
+  int64_t own_begin(int64_t u) const { return update_.own_begin(u); }
+  int64_t own_elems(int64_t u) const { return update_.own_elems(u); }
+  void set_parameters(int64_t u, const float* own);
+  // [n_elem(u)] on every rank. Collective; not between begin_pass and the update, whose gradients
+  // it overwrites where they are shared.
+  std::vector<float> parameters_on_host(int64_t u);
+  std::vector<float> gradients_on_host(int64_t u);
+
+ private:
+  bool updates_slices() const { return strategy_ != Strategy::ddp; }
+  bool holds_all_gradients() const { return strategy_ <= Strategy::zero1; }
+  Tensor own_gradients(int64_t u) const;
+  void send_bucket();
+  std::vector<float> on_host(const Tensor& x) const;
+
+  Strategy strategy_;
+  std::vector<DecayRun> decay_;
+  UnitStore& values_;
+  Backend& backend_;
+  Collectives& collectives_;
+  Shards update_;  // slices of this rank's updates: the whole of each unit under ddp
+  bool values_are_parameters_;
+  Arena::Id parameters_id_ = -1, m_id_ = -1, v_id_ = -1, own_gradients_id_ = -1;
+  std::vector<Arena::Id> gradients_ids_;  // all of them, or places
+  Tensor parameters_, m_, v_;             // [1, update_.shard_elems()]
+  Tensor own_gradients_;                  // the same; zero2 and zero3
+  std::vector<Tensor> gradients_;         // [units]
+  std::vector<Part> parts_;
+  bool first_pass_ = true, last_pass_ = true;
+  std::vector<int64_t> place_busy_;            // number of the call that still reads a place
+  int64_t bucket_begin_ = 0, bucket_end_ = 0;  // gradients that are final and not on their way yet
+};
+
+}  // namespace utrain
