@@ -37,7 +37,7 @@ test-asan: packages  ## the parsers and a 2-rank step under ASan and UBSan
 
 bundle: build  ## dist/utrain.tar.xz: runs on another Linux without installing anything (PRESET=release-cuda with GPUs)
 	@tools/packages bundle
-	@cmake --build --preset $(PRESET) -j $(JOBS)
+	@cmake --build --preset $(PRESET) --target all all_reduce_time -j $(JOBS)
 	@tools/bundle build/$(PRESET) dist/utrain $$(cd build/$(PRESET) && ls -d *_test)
 
 lint:  ## rooms, arrows, formatting

@@ -47,6 +47,7 @@ class CudaBackend : public Backend {
     memory_.push_back(cuda::make_device_memory(bytes));
     return memory_.back().get();
   }
+  std::shared_ptr<void> allocate_host(int64_t bytes) override { return cuda::make_pinned(bytes); }
   void upload(void* device, const void* host, int64_t bytes) override {
     uploads_.upload(device, host, bytes);
   }

@@ -31,30 +31,40 @@ std::string uuid_of(const cudaUUID_t& uuid) {
   return text;
 }
 
-// 0 where there is no driver, or one too old for this binary.
-int count_gpus() {
+// 0 with the reason in status where there is no driver, no GPU, or a driver that does not work.
+int count_gpus(cudaError_t& status) {
   int n = 0;
-  if (cudaGetDeviceCount(&n) == cudaSuccess) return n;
-  cudaGetLastError();
+  status = cudaGetDeviceCount(&n);
+  if (status == cudaSuccess) return n;
+  cudaGetLastError();  // told by status, not at the next launch
   return 0;
 }
 
-[[noreturn]] void fail_without_gpu() {
+std::string text_of_broken_driver(cudaError_t status) {
+  return fmt::format("the NVIDIA driver does not work: {} ({})", cudaGetErrorString(status),
+                     cudaGetErrorName(status));
+}
+
+std::string text_of_old_driver(int driver) {
+  return fmt::format("the NVIDIA driver runs CUDA {}, this binary needs {}", cuda_version(driver),
+                     cuda_version(CUDART_VERSION));
+}
+
+[[noreturn]] void fail_without_gpu(cudaError_t status) {
   const int driver = driver_version();
   constexpr const char* where = "run.backend";
   if (driver == 0) {
     fail(ExitCode::usage, where, "cuda was asked for, but there is no NVIDIA driver here",
          "run on a node with GPUs, or set run.backend = \"cpu\"");
   }
-  int n = 0;
-  const cudaError_t status = cudaGetDeviceCount(&n);
   if (status == cudaErrorInsufficientDriver) {
-    fail(ExitCode::usage, where,
-         fmt::format("the NVIDIA driver runs CUDA {}, this binary needs {}", cuda_version(driver),
-                     cuda_version(CUDART_VERSION)),
+    fail(ExitCode::usage, where, text_of_old_driver(driver),
          "install a newer driver, or build with an older CUDA toolkit");
   }
-  if (status != cudaErrorNoDevice) CUDA_CHECK(status);
+  if (status != cudaErrorNoDevice && status != cudaSuccess) {
+    fail(ExitCode::internal, where, text_of_broken_driver(status),
+         "check the driver with nvidia-smi, or set run.backend = \"cpu\"");
+  }
   fail(ExitCode::usage, where, "cuda was asked for, but no GPU is visible",
        "check CUDA_VISIBLE_DEVICES and what the job was given, or set run.backend = \"cpu\"");
 }
@@ -64,8 +74,9 @@ __global__ void probe_kernel() {}
 }  // namespace
 
 void cuda::open_gpu(int device) {
-  const int n = count_gpus();
-  if (n == 0) fail_without_gpu();
+  cudaError_t status = cudaSuccess;
+  const int n = count_gpus(status);
+  if (n == 0) fail_without_gpu(status);
   const std::string where = fmt::format("GPU {}", device);
   if (device < 0 || device >= n) {
     fail(ExitCode::usage, where, fmt::format("only {} GPU{} visible", n, n == 1 ? " is" : "s are"),
@@ -81,19 +92,20 @@ void cuda::open_gpu(int device) {
   }
   CUDA_CHECK(cudaSetDevice(device));
   cudaFuncAttributes attributes;
-  const cudaError_t status = cudaFuncGetAttributes(&attributes, probe_kernel);
+  status = cudaFuncGetAttributes(&attributes, probe_kernel);
   if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
     fail(ExitCode::usage, where,
          fmt::format("this binary holds no kernels for compute capability {}.{} ({})",
                      properties.major, properties.minor, properties.name),
-         fmt::format("build it with -DCMAKE_CUDA_ARCHITECTURES={}{}", properties.major,
+         fmt::format("build it with -DUTRAIN_CUDA_ARCHITECTURES={}{}", properties.major,
                      properties.minor));
   }
   CUDA_CHECK(status);
 }
 
 std::vector<GpuInfo> visible_gpus() {
-  std::vector<GpuInfo> gpus(count_gpus());
+  cudaError_t status = cudaSuccess;
+  std::vector<GpuInfo> gpus(count_gpus(status));
   for (size_t i = 0; i < gpus.size(); ++i) {
     cudaDeviceProp properties;
     CUDA_CHECK(cudaGetDeviceProperties(&properties, static_cast<int>(i)));
@@ -102,6 +114,14 @@ std::vector<GpuInfo> visible_gpus() {
                properties.major * 10 + properties.minor, cuda_version(driver_version())};
   }
   return gpus;
+}
+
+std::string gpu_problem() {
+  cudaError_t status = cudaSuccess;
+  const int n = count_gpus(status), driver = driver_version();
+  if (n > 0 || status == cudaSuccess || status == cudaErrorNoDevice || driver == 0) return "";
+  return status == cudaErrorInsufficientDriver ? text_of_old_driver(driver)
+                                               : text_of_broken_driver(status);
 }
 
 int64_t gpu_free_bytes(int device) {

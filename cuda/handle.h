@@ -49,11 +49,19 @@ inline Event make_timing_event() {
   return Event(event);
 }
 
-// Host memory that the GPU reads and writes by itself.
+// Host memory that the GPU reads and writes by itself; a usage error where the host has no room.
 inline PinnedMemory make_pinned(int64_t bytes) {
   void* memory = nullptr;
-  CUDA_CHECK(cudaMallocHost(&memory, bytes));
-  return PinnedMemory(memory);
+  const cudaError_t status = cudaMallocHost(&memory, bytes > 0 ? bytes : 1);
+  if (status != cudaErrorMemoryAllocation) {
+    CUDA_CHECK(status);
+    return PinnedMemory(memory);
+  }
+  cudaGetLastError();  // this failure is told here, not at the next launch
+  fail(ExitCode::usage, "memory",
+       fmt::format("{} bytes of the host's memory cannot be pinned for the GPU", bytes),
+       "give the job more host memory, raise its limit on locked memory (ulimit -l), or run fewer "
+       "ranks on a node");
 }
 
 // 256-byte aligned; a usage error that names the numbers where the GPU has no room.

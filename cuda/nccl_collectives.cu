@@ -6,7 +6,10 @@
 // waits in scalar calls alone. Sums go in windows, so that what was received fits into the scratch
 // memory.
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <future>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -48,10 +51,10 @@ int64_t free_bytes() {
 
 class NcclCollectives : public Collectives {
  public:
-  NcclCollectives(const ncclUniqueId& id, int rank, int size, Backend& backend,
-                  const NcclOptions& options)
+  NcclCollectives(int rank, int size, Backend& backend, const NcclOptions& options)
       : rank_(rank),
         size_(size),
+        timeout_s_(options.timeout_s),
         backend_stream_(cuda::stream_of(backend)),
         free_at_start_(free_bytes()),
         stream_(make_urgent_stream()),
@@ -59,15 +62,30 @@ class NcclCollectives : public Collectives {
         part_bytes_(bytes_of_part(options.scratch_bytes, size)),
         scratch_(cuda::make_device_memory(part_bytes_ * (size - 1))),
         scalars_(cuda::make_device_memory(kScalarBytes * size)),
-        host_scalars_(cuda::make_pinned(kScalarBytes * size)),
-        comm_(id, rank, size, options.timeout_s) {
+        host_scalars_(cuda::make_pinned(kScalarBytes * size)) {
     for (int64_t i = 0; i < kEnds; ++i) ends_.push_back(cuda::make_event());
-    take_memory();
-    reserve_bytes_ = std::max(part_bytes_ * (size - 1), free_at_start_ - free_bytes());
   }
 
   ~NcclCollectives() override {
-    if (!comm_.failed()) cudaStreamSynchronize(stream_.get());
+    if (comm_ && !comm_->failed()) cudaStreamSynchronize(stream_.get());
+  }
+
+  // Before any other call. May not return where a rank or the network is lost.
+  void connect(const ncclUniqueId& id) {
+    deadline_ = Clock::now() + std::chrono::seconds(timeout_s_);
+    comm_.emplace(id, rank_, size_);
+    take_memory();
+    reserve_bytes_ = std::max(part_bytes_ * (size_ - 1), free_at_start_ - free_bytes());
+    deadline_ = Clock::time_point::max();
+  }
+
+  int timeout_s() const { return timeout_s_; }
+
+  [[noreturn]] void fail_waiting() const {
+    fail(ExitCode::internal, "ncclCommInitRank",
+         fmt::format("rank {} of {} waited {} s for the others", rank_, size_, timeout_s_),
+         "see which rank is missing; NCCL_DEBUG=INFO tells what NCCL does, NCCL_SOCKET_IFNAME "
+         "names the network by which ranks find each other");
   }
 
   int rank() const override { return rank_; }
@@ -249,17 +267,17 @@ class NcclCollectives : public Collectives {
   }
 
   void send(const void* data, int64_t bytes, int to) {
-    if (bytes > 0) NCCL_CHECK(ncclSend(data, bytes, ncclUint8, to, comm_.get(), stream_.get()));
+    if (bytes > 0) NCCL_CHECK(ncclSend(data, bytes, ncclUint8, to, comm_->get(), stream_.get()));
   }
   void receive(void* data, int64_t bytes, int from) {
-    if (bytes > 0) NCCL_CHECK(ncclRecv(data, bytes, ncclUint8, from, comm_.get(), stream_.get()));
+    if (bytes > 0) NCCL_CHECK(ncclRecv(data, bytes, ncclUint8, from, comm_->get(), stream_.get()));
   }
   // all [size * bytes] = what each rank gave; data may stand in its place there.
   void gather_bytes(void* all, const void* data, int64_t bytes) {
-    NCCL_CHECK(ncclAllGather(data, all, bytes, ncclUint8, comm_.get(), stream_.get()));
+    NCCL_CHECK(ncclAllGather(data, all, bytes, ncclUint8, comm_->get(), stream_.get()));
   }
   void broadcast_bytes(void* data, int64_t bytes, int root) {
-    NCCL_CHECK(ncclBroadcast(data, data, bytes, ncclUint8, root, comm_.get(), stream_.get()));
+    NCCL_CHECK(ncclBroadcast(data, data, bytes, ncclUint8, root, comm_->get(), stream_.get()));
   }
 
   // [size] the host's values of all ranks; the host waits, the backend's stream does not.
@@ -281,14 +299,16 @@ class NcclCollectives : public Collectives {
     return values;
   }
 
-  // Until the stream is empty; not for ever where NCCL finds out that a rank is lost.
+  // Until the stream is empty; not for ever while connecting, or where NCCL finds out that a rank
+  // is lost.
   void wait_on_host() {
     for (;;) {
       const cudaError_t status = cudaStreamQuery(stream_.get());
       if (status == cudaSuccess) return;
       if (status != cudaErrorNotReady) CUDA_CHECK(status);
       cudaGetLastError();  // "not ready" is no failure of the next launch
-      comm_.check();
+      comm_->check();
+      if (Clock::now() > deadline_) fail_waiting();
       std::this_thread::yield();
     }
   }
@@ -302,7 +322,10 @@ class NcclCollectives : public Collectives {
     return longest;
   }
 
-  int rank_, size_;
+  using Clock = std::chrono::steady_clock;
+
+  int rank_, size_, timeout_s_;
+  Clock::time_point deadline_ = Clock::time_point::max();
   cudaStream_t backend_stream_;
   int64_t free_at_start_;
   cuda::Stream stream_;
@@ -312,19 +335,43 @@ class NcclCollectives : public Collectives {
   cuda::DeviceMemory scratch_;  // [size - 1] parts received from the others
   cuda::DeviceMemory scalars_;  // [size]
   cuda::PinnedMemory host_scalars_;
-  cuda::NcclCommunicator comm_;  // goes first
-  int64_t waited_for_ = 0;       // number of a call that the backend already follows
+  std::optional<cuda::NcclCommunicator> comm_;  // from connect on; goes first
+  int64_t waited_for_ = 0;                      // number of a call that the backend already follows
   int64_t reserve_bytes_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<Collectives> make_nccl_collectives(const std::string& unique_id, int rank, int size,
-                                                   Backend& backend, const NcclOptions& options) {
+std::unique_ptr<Collectives> prepare_nccl_collectives(int rank, int size, Backend& backend,
+                                                      const NcclOptions& options) {
+  ASSERT(rank >= 0 && rank < size);
+  return std::make_unique<NcclCollectives>(rank, size, backend, options);
+}
+
+// A call of NCCL that waits for a lost rank may never return: then it is left behind in its thread,
+// with all it uses, and the process ends without it.
+std::unique_ptr<Collectives> connect_nccl_collectives(std::unique_ptr<Collectives> prepared,
+                                                      const std::string& unique_id) {
+  constexpr std::chrono::seconds kGrace{2};  // a wait that knows the time ends by itself
+  auto* collectives = dynamic_cast<NcclCollectives*>(prepared.get());
   ncclUniqueId id;
-  ASSERT(unique_id.size() == sizeof id.internal && rank >= 0 && rank < size);
+  ASSERT(collectives != nullptr && unique_id.size() == sizeof id.internal);
   std::memcpy(id.internal, unique_id.data(), sizeof id.internal);
-  return std::make_unique<NcclCollectives>(id, rank, size, backend, options);
+  int device = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  std::packaged_task<void()> task([=] {
+    CUDA_CHECK(cudaSetDevice(device));
+    collectives->connect(id);
+  });
+  std::future<void> connected = task.get_future();
+  std::thread(std::move(task)).detach();
+  const auto bound = std::chrono::seconds(collectives->timeout_s()) + kGrace;
+  if (connected.wait_for(bound) != std::future_status::ready) {
+    (void)prepared.release();
+    collectives->fail_waiting();
+  }
+  connected.get();
+  return prepared;
 }
 
 }  // namespace utrain

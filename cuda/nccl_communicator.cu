@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <exception>
-#include <future>
-#include <thread>
 
 #include "comm/nccl_collectives.h"
 
@@ -27,36 +25,6 @@ std::string last_error() {
        "network was lost");
 }
 
-// Where a rank or the network is lost the call may never return: then it is left behind in its
-// thread, and the process ends without it.
-ncclComm_t connect(const ncclUniqueId& id, int rank, int size, int timeout_s) {
-  struct Answer {
-    ncclResult_t status;
-    ncclComm_t comm;
-    std::string detail;
-  };
-  int device = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  std::packaged_task<Answer()> task([=] {
-    ncclComm_t comm = nullptr;
-    CUDA_CHECK(cudaSetDevice(device));
-    const ncclResult_t status = ncclCommInitRank(&comm, size, id, rank);
-    return Answer{status, comm, status == ncclSuccess ? "" : last_error()};
-  });
-  std::future<Answer> future = task.get_future();
-  std::thread(std::move(task)).detach();
-  if (future.wait_for(std::chrono::seconds(timeout_s)) != std::future_status::ready) {
-    fail(ExitCode::internal, "ncclCommInitRank",
-         fmt::format("rank {} of {} waited {} s for the others", rank, size, timeout_s),
-         "see which rank is missing; NCCL_DEBUG=INFO tells what NCCL does, NCCL_SOCKET_IFNAME "
-         "names the network by which ranks find each other");
-  }
-  const Answer answer = future.get();
-  if (answer.status != ncclSuccess)
-    fail_nccl(answer.status, answer.detail, {"ncclCommInitRank", __FILE__, __LINE__});
-  return answer.comm;
-}
-
 // 22809 is 2.28.9
 std::string version_text(int code) {
   return fmt::format("{}.{}.{}", code / 10000, code / 100 % 100, code % 100);
@@ -68,8 +36,9 @@ void check_call(ncclResult_t status, const CallSite& site) {
   if (status != ncclSuccess) fail_nccl(status, last_error(), site);
 }
 
-NcclCommunicator::NcclCommunicator(const ncclUniqueId& id, int rank, int size, int timeout_s)
-    : comm_(connect(id, rank, size, timeout_s)) {}
+NcclCommunicator::NcclCommunicator(const ncclUniqueId& id, int rank, int size) {
+  NCCL_CHECK(ncclCommInitRank(&comm_, size, id, rank));
+}
 
 // After a failure other ranks may be gone: ncclCommDestroy would wait for them.
 NcclCommunicator::~NcclCommunicator() {

@@ -13,8 +13,8 @@ void check_call(ncclResult_t status, const CallSite& site);
 
 class NcclCommunicator {
  public:
-  // Collective; on the current GPU. An error where not all ranks came within timeout_s.
-  NcclCommunicator(const ncclUniqueId& id, int rank, int size, int timeout_s);
+  // Collective; on the current GPU. Waits for the other ranks, for ever where one is lost.
+  NcclCommunicator(const ncclUniqueId& id, int rank, int size);
   ~NcclCommunicator();
   NcclCommunicator(const NcclCommunicator&) = delete;
   NcclCommunicator& operator=(const NcclCommunicator&) = delete;
@@ -24,7 +24,7 @@ class NcclCommunicator {
   void check() const;   // an error where NCCL found out that something under way has failed
 
  private:
-  ncclComm_t comm_;
+  ncclComm_t comm_ = nullptr;
 };
 
 }  // namespace utrain::cuda

@@ -24,6 +24,10 @@ std::vector<GpuInfo> visible_gpus() {
   return {};
 }
 
+std::string gpu_problem() {
+  return "";
+}
+
 int64_t gpu_free_bytes(int) {
   fail_without_cuda();
 }

@@ -26,8 +26,12 @@ std::string nccl_unique_id() {
   fail_without_nccl();
 }
 
-std::unique_ptr<Collectives> make_nccl_collectives(const std::string&, int, int, Backend&,
-                                                   const NcclOptions&) {
+std::unique_ptr<Collectives> prepare_nccl_collectives(int, int, Backend&, const NcclOptions&) {
+  fail_without_nccl();
+}
+
+std::unique_ptr<Collectives> connect_nccl_collectives(std::unique_ptr<Collectives>,
+                                                      const std::string&) {
   fail_without_nccl();
 }
 

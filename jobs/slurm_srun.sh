@@ -4,6 +4,8 @@
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
 #SBATCH --cpus-per-task=8
+# On GPU nodes, one GPU a rank: take away one # below, and add --gpu-bind=none to srun: NCCL wants all GPUs of the node visible to a rank.
+##SBATCH --gpus-per-node=4
 #SBATCH --time=04:00:00
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append

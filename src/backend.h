@@ -10,6 +10,7 @@
 // unless the line says "in place".
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -147,6 +148,11 @@ class Backend {
 
   // Memory. The arena takes all of it in one call; a backend frees what it gave when it ends.
   virtual void* allocate(int64_t bytes) = 0;  // 256-byte aligned
+  // Host memory that upload and download read and write fastest: pinned for a GPU. It ends with its
+  // last owner.
+  virtual std::shared_ptr<void> allocate_host(int64_t bytes) {
+    return std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(bytes));
+  }
   virtual void upload(void* device, const void* host, int64_t bytes) = 0;
   virtual void download(void* host, const void* device,
                         int64_t bytes) = 0;  // waits for what was launched before
@@ -263,7 +269,10 @@ struct GpuInfo {
   std::string driver;          // the newest CUDA it runs
 };
 std::vector<GpuInfo> visible_gpus();  // empty without CUDA, driver or GPU; opens none of them
-int64_t gpu_free_bytes(int device);   // opens it, as make_cuda_backend does
-std::string cuda_versions();          // for --version: toolkit and NCCL, or why there are none
+// Why there are none, where a driver is there but does not work; empty where it does, and without
+// CUDA, driver or GPU.
+std::string gpu_problem();
+int64_t gpu_free_bytes(int device);  // opens it, as make_cuda_backend does
+std::string cuda_versions();         // for --version: toolkit and NCCL, or why there are none
 
 }  // namespace utrain

@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <complex>
 #include <cstdio>
@@ -17,6 +18,7 @@
 #include <filesystem>
 #include <limits>
 #include <new>
+#include <thread>
 
 #include "comm/mpi_collectives.h"
 #include "comm/world.h"
@@ -188,6 +190,21 @@ TEST(InRanksOnce, LeaveTogether) {
     });
   });
   world->together([] {});
+}
+
+// Rank 0 waits for what the last rank failed to do: the reason is told, not the wait.
+TEST(InRanksOnce, MeetAndNameTheReason) {
+  const int last = world->size() - 1;
+  try {
+    world->meet([&] {
+      if (world->rank() != last) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+      fail(ExitCode::internal, fmt::format("rank {}", world->rank()), "failed", "look");
+    });
+    FAIL() << "no error";
+  } catch (const SharedError& error) {
+    EXPECT_EQ(std::string(error.what()), fmt::format("rank {}: failed; look", last));
+  }
+  world->meet([] {});
 }
 
 TEST(InRanksOnce, AgreeOrNameTheRank) {

@@ -70,6 +70,9 @@ TEST_F(CudaMachine, TwoRanksOnOneGpuWantMpi) {
   const Outcome mpi = start(2, {"--parallel.collectives=mpi", "--check"});
   EXPECT_EQ(mpi.exit_code, 0) << mpi.text();
   EXPECT_NE(mpi.out.find(", mpi)"), std::string::npos) << mpi.out;
+  EXPECT_NE(mpi.out.find(fmt::format("1 x {} for 2 ranks", visible_gpus()[0].name)),
+            std::string::npos)
+      << mpi.out;
 }
 
 TEST_F(CudaMachine, RanksWithOtherVersionsDisagree) {
@@ -84,6 +87,10 @@ TEST_F(CudaMachine, ACapOnMemoryIsKept) {
   EXPECT_EQ(start(kAlone, {"--run.gpu_memory_gb=2", "--check"}).exit_code, 0);
   expect_refusal(start(kAlone, {"--run.gpu_memory_gb=0.01", "--check"}), 2,
                  "run.gpu_memory_gb: 0.01 GB, of which libraries and communication hold 0.");
+  const auto held = static_cast<double>(make_cuda_backend(DType::bf16)->reserve_bytes());
+  expect_refusal(
+      start(kAlone, {fmt::format("--run.gpu_memory_gb={:.6f}", held * 1e-9 + 1e-5), "--check"}), 2,
+      "raise run.gpu_memory_gb, set parallel.strategy = \"zero3\"");
 }
 
 }  // namespace

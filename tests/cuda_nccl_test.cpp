@@ -88,10 +88,7 @@ class Device {
 };
 
 std::unique_ptr<Collectives> connect(Backend& backend, const NcclOptions& options = {}) {
-  std::string id;
-  world->first_rank([&] { id = nccl_unique_id(); });
-  id = world->broadcast(id);
-  return make_nccl_collectives(id, world->rank(), world->size(), backend, options);
+  return open_nccl_collectives(*world, backend, options);
 }
 
 // ---- in every rank ----
@@ -265,7 +262,8 @@ TEST(Alone, EveryCall) {
   if (visible_gpus().empty()) GTEST_SKIP() << "no GPU";
   if (!nccl_is_built()) GTEST_SKIP() << "no NCCL";
   Device gpu;
-  const auto nccl = make_nccl_collectives(nccl_unique_id(), 0, 1, gpu.backend());
+  const auto nccl =
+      connect_nccl_collectives(prepare_nccl_collectives(0, 1, gpu.backend()), nccl_unique_id());
   EXPECT_EQ(nccl->size(), 1);
   constexpr int64_t n = 5000;
   const std::vector<float> values = part<float>(0, n), poison(n, NAN);
@@ -374,7 +372,8 @@ int run_role(const std::string& role, int argc, char** argv) {
     if (role == "alone" || role == "one_of_two") {
       Device gpu;
       const int size = role == "alone" ? 1 : 2;
-      make_nccl_collectives(nccl_unique_id(), 0, size, gpu.backend(), {.timeout_s = 1});
+      connect_nccl_collectives(prepare_nccl_collectives(0, size, gpu.backend(), {.timeout_s = 1}),
+                               nccl_unique_id());
       return 0;
     }
     World session(&argc, &argv);

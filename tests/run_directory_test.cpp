@@ -110,6 +110,7 @@ TEST_F(RunDirectoryTest, SummaryTellsTheRun) {
   EXPECT_EQ(s.find("config")->find("train.lr")->as_double(), 0.005);
   EXPECT_EQ(s.find("config")->find("lora.r")->as_int64(), 8) << "as the adapter has it";
   EXPECT_GT(s.find("peak_memory_bytes")->find("process")->as_double(), 1e6);
+  EXPECT_EQ(s.find("peak_memory_bytes")->find("libraries")->as_int64(), 0);
 }
 
 TEST_F(RunDirectoryTest, AdapterIsWhatPeftWrites) {

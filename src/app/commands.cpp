@@ -81,6 +81,8 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
              world.n_nodes(),
              world.hosts(),
              p.machine.gpus,
+             p.machine.distinct_gpus,
+             p.machine.warnings,
              backend.reserve_bytes() + collectives.reserve_bytes()};
   if (world.rank() == 0) {
     fmt::print("{}", start_table(*p.job, p.facts, p.trainer->arena(), p.policy,

@@ -58,9 +58,9 @@ DType dtype_on_gpu(const std::string& dtype) {
 }
 
 // The ranks that share this rank's GPU, itself among them; none but itself unless sharing is
-// allowed. Ranks that see one GPU each may still see the same one.
-int ranks_on_gpu(const World& world, const std::string& uuid, bool may_share) {
-  const std::vector<std::string> places = world.gather_text(world.host() + " " + uuid);
+// allowed. Ranks that see one GPU each may still see the same one: places [ranks] tells hosts and
+// GPUs apart.
+int ranks_on_gpu(const World& world, const std::vector<std::string>& places, bool may_share) {
   const auto begin = places.begin(), end = places.end();
   world.together([&] {
     for (auto place = begin; place != end && !may_share; ++place) {
@@ -76,20 +76,21 @@ int ranks_on_gpu(const World& world, const std::string& uuid, bool may_share) {
   return static_cast<int>(std::count(begin, end, places[static_cast<size_t>(world.rank())]));
 }
 
-std::unique_ptr<Collectives> open_nccl(const World& world, Backend& backend) {
-  std::string id;
-  world.first_rank([&] { id = nccl_unique_id(); });
-  id = world.broadcast(std::move(id));
-  std::unique_ptr<Collectives> collectives;
-  world.together(
-      [&] { collectives = make_nccl_collectives(id, world.rank(), world.size(), backend); });
-  return collectives;
+// The names [ranks], but one for each place.
+std::vector<std::string> once_each(const std::vector<std::string>& names,
+                                   const std::vector<std::string>& places) {
+  std::vector<std::string> distinct;
+  for (size_t r = 0; r < places.size(); ++r) {
+    const auto own = places.begin() + static_cast<ptrdiff_t>(r);
+    if (std::find(places.begin(), own, places[r]) == own) distinct.push_back(names[r]);
+  }
+  return distinct;
 }
 
 // Backend and collectives have taken their memory: what is free now may be planned for. A cap
-// counts theirs.
+// counts theirs, and is kept as it is given.
 int64_t gpu_budget(const Machine& machine, int device, int ranks, double cap_gb) {
-  auto bytes = static_cast<double>(gpu_free_bytes(device)) / ranks;
+  auto bytes = static_cast<double>(share_of(gpu_free_bytes(device), ranks));
   if (cap_gb > 0.0) {
     const int64_t held = machine.backend->reserve_bytes() + machine.collectives->reserve_bytes();
     bytes = std::min(bytes, cap_gb * 1e9 - static_cast<double>(held));
@@ -100,7 +101,7 @@ int64_t gpu_budget(const Machine& machine, int device, int ranks, double cap_gb)
            "raise it, or set 0 to take what is free");
     }
   }
-  return share_of(static_cast<int64_t>(bytes), 1);
+  return static_cast<int64_t>(bytes);
 }
 
 Machine open_cuda(const Config& config, const World& world) {
@@ -120,9 +121,10 @@ Machine open_cuda(const Config& config, const World& world) {
     versions = cuda_versions();
   });
   world.agree("the versions of CUDA and NCCL", versions);
-  const int ranks = ranks_on_gpu(world, gpu.uuid, wish == "mpi");
+  const std::vector<std::string> places = world.gather_text(world.host() + " " + gpu.uuid);
+  const int ranks = ranks_on_gpu(world, places, wish == "mpi");
   if (nccl)
-    machine.collectives = open_nccl(world, *machine.backend);
+    machine.collectives = open_nccl_collectives(world, *machine.backend);
   else
     machine.collectives = std::make_unique<StagedCollectives>(
         std::make_unique<MpiCollectives>(world), *machine.backend);
@@ -130,6 +132,7 @@ Machine open_cuda(const Config& config, const World& world) {
   world.together([&] { budget = gpu_budget(machine, device, ranks, config.run.gpu_memory_gb); });
   machine.memory_budget = -machine.collectives->all_reduce_max(-budget);
   machine.gpus = world.gather_text(gpu.name);
+  machine.distinct_gpus = once_each(machine.gpus, places);
   machine.description = fmt::format("cuda ({}, {:.1f} GB, driver for CUDA {}{})", gpu.name,
                                     static_cast<double>(gpu.memory_bytes) * 1e-9, gpu.driver,
                                     nccl               ? ", NCCL " + nccl_version()
@@ -138,13 +141,31 @@ Machine open_cuda(const Config& config, const World& world) {
   return machine;
 }
 
+// One for each way in which hosts have GPUs that do not work.
+std::vector<std::string> gpu_warnings(const World& world) {
+  std::string problem;
+  world.together([&] { problem = gpu_problem(); });
+  const std::vector<std::string> problems = world.gather_text(problem);
+  std::vector<std::string> warnings;
+  for (size_t r = 0; r < problems.size(); ++r) {
+    const auto own = problems.begin() + static_cast<ptrdiff_t>(r);
+    if (own->empty() || std::find(problems.begin(), own, *own) != own) continue;
+    warnings.push_back(
+        fmt::format("run.backend = \"auto\" takes the CPU: {}, on {}", *own, world.hosts()[r]));
+  }
+  return warnings;
+}
+
 }  // namespace
 
 Machine open_machine(const Config& config, const World& world) {
   bool cuda = false;
   world.together([&] { cuda = wants_cuda(config.run.backend); });
   world.agree("which backend there is", cuda ? "cuda" : "cpu");
-  return cuda ? open_cuda(config, world) : open_cpu(config, world);
+  if (cuda) return open_cuda(config, world);
+  Machine machine = open_cpu(config, world);
+  if (config.run.backend == "auto") machine.warnings = gpu_warnings(world);
+  return machine;
 }
 
 }  // namespace utrain

@@ -18,6 +18,8 @@ struct Machine {
   int64_t memory_budget = 0;                 // bytes a rank may plan for, the same on all ranks
   std::string description;                   // "cpu, 2 threads a rank"
   std::vector<std::string> gpus;             // [ranks] name of each rank's GPU; none on the CPU
+  std::vector<std::string> distinct_gpus;    // names of the GPUs, each once that ranks share
+  std::vector<std::string> warnings;         // what the user should know of the machine
 };
 
 // Collective; all ranks leave alike. Fails with usage where the backend, its dtype or the placement

@@ -47,7 +47,7 @@ std::string text_of_hosts(const RunFacts& facts) {
 
 double peak_of_all(const RunFacts& facts) {
   double peak = 0.0;
-  for (const std::string& gpu : facts.gpus) {
+  for (const std::string& gpu : facts.distinct_gpus) {
     const double of_gpu = peak_flops(gpu, facts.dtype);
     if (of_gpu == 0.0) return 0.0;  // a share of an unknown peak tells nothing
     peak += of_gpu;
@@ -58,7 +58,7 @@ double peak_of_all(const RunFacts& facts) {
 // "2 x NVIDIA H100 80GB HBM3, 1 x ..."
 std::string text_of_gpus(const RunFacts& facts) {
   std::map<std::string, int> counts;
-  for (const std::string& gpu : facts.gpus) ++counts[gpu];
+  for (const std::string& gpu : facts.distinct_gpus) ++counts[gpu];
   std::string text;
   for (const auto& [gpu, n] : counts)
     text += fmt::format("{}{} x {}", text.empty() ? "" : ", ", n, gpu);
@@ -132,6 +132,7 @@ std::string start_table(const Job& job, const RunFacts& facts, const Arena& aren
   if (facts.reserve_bytes > 0)
     memory += fmt::format("; besides, libraries hold {}", text_of_bytes(facts.reserve_bytes));
   row("memory", memory);
+  for (const std::string& warning : facts.warnings) row("warning", warning);
   for (const std::string& warning : job.warnings) row("warning", warning);
   return out;
 }
@@ -157,7 +158,7 @@ std::string summary_json(const Job& job, const RunFacts& facts, const Trainer& t
   Json memory = Json::object();
   for (const MemoryClass m : kMemoryClasses)
     memory.set(std::string(name_of(m)), trainer.arena().bytes(m));
-  memory.set("process", totals.peak_memory);
+  memory.set("libraries", facts.reserve_bytes).set("process", totals.peak_memory);
 
   Json s = Json::object();
   s.set("version", version()).set("revision", revision()).set("config", config).set("model", model);

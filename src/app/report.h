@@ -16,9 +16,11 @@ struct RunFacts {
   DType dtype = DType::f32;
   int ranks = 1;
   int n_nodes = 1;
-  std::vector<std::string> hosts;  // [ranks]
-  std::vector<std::string> gpus;   // [ranks] names; none on the CPU
-  int64_t reserve_bytes = 0;       // of a GPU, besides the planned memory: libraries' workspace
+  std::vector<std::string> hosts;          // [ranks]
+  std::vector<std::string> gpus;           // [ranks] names; none on the CPU
+  std::vector<std::string> distinct_gpus;  // names, one for each GPU however many ranks share it
+  std::vector<std::string> warnings;       // of the machine
+  int64_t reserve_bytes = 0;  // of a GPU, besides the planned memory: libraries' workspace
 };
 
 std::string start_table(const Job& job, const RunFacts& facts, const Arena& arena,

@@ -12,10 +12,11 @@
 namespace utrain {
 
 class Backend;
+class World;
 
 struct NcclOptions {
   int64_t scratch_bytes = int64_t{64} << 20;  // what is under way at a time, at least 256 a rank
-  int timeout_s = 600;                        // until all ranks have found each other
+  int timeout_s = 600;                        // until all ranks are connected
 };
 
 bool nccl_is_built();
@@ -25,12 +26,21 @@ std::string nccl_version();  // "2.28.9", with what it was compiled for if that 
 // NCCL is not built.
 std::string nccl_unique_id();
 
-// Collective. Every rank has a GPU of its own; backend is a CUDA one and outlives the result. The
-// memory NCCL wants is taken here (reserve_bytes()), none later. Sums keep the order promise of
-// collectives.h; no call but the scalar ones and barrier() waits on the host: each is done in the
-// order of the backend's calls. A failure of NCCL is Error(internal) with the call and its reason.
-std::unique_ptr<Collectives> make_nccl_collectives(const std::string& unique_id, int rank, int size,
-                                                   Backend& backend,
+// Collective; all ranks leave alike. Every rank has a GPU of its own; backend is a CUDA one and
+// outlives the result. The memory NCCL wants is taken here (reserve_bytes()), none later. Sums keep
+// the order promise of collectives.h; no call but the scalar ones and barrier() waits on the host:
+// each is done in the order of the backend's calls. A failure of NCCL is Error(internal) with the
+// call and its reason.
+std::unique_ptr<Collectives> open_nccl_collectives(const World& world, Backend& backend,
                                                    const NcclOptions& options = {});
+
+// Its two steps. First what a rank has alone, its scratch memory and streams: no call may be made
+// on these.
+std::unique_ptr<Collectives> prepare_nccl_collectives(int rank, int size, Backend& backend,
+                                                      const NcclOptions& options = {});
+// Then, on all ranks, what was prepared and is now connected. An error where that takes longer than
+// timeout_s.
+std::unique_ptr<Collectives> connect_nccl_collectives(std::unique_ptr<Collectives> prepared,
+                                                      const std::string& unique_id);
 
 }  // namespace utrain

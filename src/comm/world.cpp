@@ -11,6 +11,7 @@
 #include <array>
 #include <bit>
 #include <cstdlib>
+#include <limits>
 #include <new>
 #include <numeric>
 #include <system_error>
@@ -156,7 +157,14 @@ double World::wtime() const {
 }
 
 void World::together(const std::function<void()>& work) const {
-  throw_first(attempt(work, fmt::format("rank {} on {}", rank_, host())));
+  throw_first(attempt(work, fmt::format("rank {} on {}", rank_, host())), 0.0);
+}
+
+void World::meet(const std::function<void()>& work) const {
+  barrier();
+  const double begin = wtime();
+  const std::optional<Error> error = attempt(work, fmt::format("rank {} on {}", rank_, host()));
+  throw_first(error, wtime() - begin);
 }
 
 void World::first_rank(const std::function<void()>& work) const {
@@ -165,11 +173,17 @@ void World::first_rank(const std::function<void()>& work) const {
   });
 }
 
-void World::throw_first(const std::optional<Error>& error) const {
-  const int failed = error ? rank_ : size_;
-  int first = size_;
-  MPI_CHECK(MPI_Allreduce(&failed, &first, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD));
-  if (first == size_) return;
+// The error of the rank with the fewest seconds, the lowest such rank.
+void World::throw_first(const std::optional<Error>& error, double seconds) const {
+  constexpr double kNever = std::numeric_limits<double>::max();
+  struct {
+    double seconds;
+    int rank;
+  } const own{error ? seconds : kNever, rank_};
+  auto all = own;
+  MPI_CHECK(MPI_Allreduce(&own, &all, 1, MPI_DOUBLE_INT, MPI_MINLOC, MPI_COMM_WORLD));
+  if (all.seconds == kNever) return;
+  const int first = all.rank;
   int code = error ? static_cast<int>(error->code()) : 0;
   MPI_CHECK(MPI_Bcast(&code, 1, MPI_INT, first, MPI_COMM_WORLD));
   throw SharedError(static_cast<ExitCode>(code), broadcast_from(first, error ? error->what() : ""));

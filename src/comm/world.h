@@ -49,6 +49,10 @@ class World {
   // throw SharedError with code and text of the lowest rank that failed. std::bad_alloc is usage
   // (does not fit in memory), std::system_error io, any other std::exception internal.
   void together(const std::function<void()>& work) const;
+  // As together(), for work in which ranks wait for each other by other means than World: on every
+  // rank it ends within a bounded time, whatever becomes of the others. The error is that of the
+  // rank that failed soonest: later ones are those of ranks that waited for it.
+  void meet(const std::function<void()>& work) const;
   // As together(), but only rank 0 runs work.
   void first_rank(const std::function<void()>& work) const;
   // All ranks must hold the same value, else SharedError(disagree) names the first rank that
@@ -74,7 +78,7 @@ class World {
 
   void find_nodes();
   std::string broadcast_from(int root, std::string text) const;
-  void throw_first(const std::optional<Error>& error) const;
+  void throw_first(const std::optional<Error>& error, double seconds) const;
 
   Session session_;
   int rank_ = 0, size_ = 1;

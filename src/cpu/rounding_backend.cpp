@@ -24,6 +24,9 @@ class RoundingBackend : public Backend {
   int64_t reserve_bytes() const override { return inner_->reserve_bytes(); }
 
   void* allocate(int64_t bytes) override { return inner_->allocate(bytes); }
+  std::shared_ptr<void> allocate_host(int64_t bytes) override {
+    return inner_->allocate_host(bytes);
+  }
   void upload(void* device, const void* host, int64_t bytes) override {
     inner_->upload(device, host, bytes);
   }

@@ -5,12 +5,15 @@ namespace utrain {
 StagedCollectives::StagedCollectives(std::unique_ptr<Collectives> host, Backend& backend)
     : host_(std::move(host)), backend_(backend) {}
 
-Tensor StagedCollectives::on_host(const Tensor& x, std::vector<std::byte>& buffer, bool copy) {
+Tensor StagedCollectives::on_host(const Tensor& x, HostBuffer& buffer, bool copy) {
   ASSERT(x.contiguous());
   const int64_t bytes = x.n_elem() * size_of(x.dtype);
-  if (static_cast<int64_t>(buffer.size()) < bytes) buffer.resize(static_cast<size_t>(bytes));
-  if (copy) backend_.download(buffer.data(), x.data, bytes);
-  return make_tensor(buffer.data(), x.dtype, x.rows, x.cols);
+  if (buffer.bytes < bytes) {
+    buffer = {};  // before the next is taken
+    buffer = {backend_.allocate_host(bytes), bytes};
+  }
+  if (copy) backend_.download(buffer.memory.get(), x.data, bytes);
+  return make_tensor(buffer.memory.get(), x.dtype, x.rows, x.cols);
 }
 
 void StagedCollectives::to_device(const Tensor& x, const Tensor& host) {
@@ -27,6 +30,7 @@ void StagedCollectives::all_reduce_sum(const Tensor& x) {
 
 void StagedCollectives::reduce_scatter_sum(const Tensor& shard, const Tensor& x) {
   ++number_;
+  if (size() == 1 && shard.data == x.data) return;
   const Tensor whole = on_host(x, first_, true), part = on_host(shard, second_, false);
   host_->reduce_scatter_sum(part, whole);
   to_device(shard, part);
@@ -34,6 +38,7 @@ void StagedCollectives::reduce_scatter_sum(const Tensor& shard, const Tensor& x)
 
 void StagedCollectives::all_gather(const Tensor& whole, const Tensor& shard) {
   ++number_;
+  if (size() == 1 && shard.data == whole.data) return;
   const Tensor part = on_host(shard, second_, true), all = on_host(whole, first_, false);
   host_->all_gather(all, part);
   to_device(whole, all);

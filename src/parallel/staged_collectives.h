@@ -1,10 +1,9 @@
-// Collectives over tensors in a GPU's memory by way of the host: each tensor is copied out, goes
-// through host collectives, and is copied back. Slow next to NCCL, but several ranks may share one
-// GPU, and sums keep the host's order to the bit.
+// Collectives over tensors in a GPU's memory by way of the host: each tensor is copied out to
+// pinned memory, goes through host collectives, and is copied back. Slow next to NCCL, but several
+// ranks may share one GPU, and sums keep the host's order to the bit.
 #pragma once
 
 #include <memory>
-#include <vector>
 
 #include "backend.h"
 #include "comm/collectives.h"
@@ -27,12 +26,16 @@ class StagedCollectives : public Collectives {
   void barrier() override;
 
  private:
-  Tensor on_host(const Tensor& x, std::vector<std::byte>& buffer, bool copy);
+  struct HostBuffer {
+    std::shared_ptr<void> memory;
+    int64_t bytes = 0;
+  };
+  Tensor on_host(const Tensor& x, HostBuffer& buffer, bool copy);
   void to_device(const Tensor& x, const Tensor& host);
 
   std::unique_ptr<Collectives> host_;
   Backend& backend_;
-  std::vector<std::byte> first_, second_;  // grow to the largest tensor, then stay
+  HostBuffer first_, second_;  // grow to the largest tensor, then stay
 };
 
 }  // namespace utrain

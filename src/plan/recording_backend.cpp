@@ -125,6 +125,10 @@ void* RecordingBackend::allocate(int64_t bytes) {
   return reinterpret_cast<void*>(kFirstAddress + static_cast<uintptr_t>(before));
 }
 
+std::shared_ptr<void> RecordingBackend::allocate_host(int64_t bytes) {
+  return inner_ != nullptr ? inner_->allocate_host(bytes) : Backend::allocate_host(bytes);
+}
+
 void RecordingBackend::upload(void* device, const void* host, int64_t bytes) {
   const auto* data = static_cast<const std::byte*>(host);
   if (bytes > 0 && bytes <= kKeptBytes) {

@@ -53,6 +53,7 @@ class RecordingBackend : public Backend {
   DType loss_dtype() const override { return loss_dtype_; }
   int64_t reserve_bytes() const override;
   void* allocate(int64_t bytes) override;
+  std::shared_ptr<void> allocate_host(int64_t bytes) override;
   void upload(void* device, const void* host, int64_t bytes) override;
   void download(void* host, const void* device, int64_t bytes) override;
   int64_t download_begin(const void* device, int64_t bytes) override;

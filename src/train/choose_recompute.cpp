@@ -6,6 +6,19 @@
 
 namespace utrain {
 
+namespace {
+
+// The end of a list of what helps on a GPU.
+std::string more_gpu_memory(const Job& job) {
+  const Config& c = job.config;
+  std::string text;
+  if (c.run.gpu_memory_gb > 0.0) text += ", raise run.gpu_memory_gb";
+  if (c.parallel.strategy != "zero3") text += ", set parallel.strategy = \"zero3\" on several GPUs";
+  return text + ", or take a GPU with more memory";
+}
+
+}  // namespace
+
 std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collectives& collectives,
                                         int64_t budget) {
   const int64_t L = job.architecture.n_layers;
@@ -47,17 +60,20 @@ std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collec
     const std::string found =
         fmt::format("{:.2f} GB needed on each rank, {:.2f} GB free for it",
                     static_cast<double>(needed) * 1e-9, static_cast<double>(budget) * 1e-9);
+    const bool gpu = backend.name() == "cuda";
     if (const int64_t base = chosen.arena().bytes(MemoryClass::base); base > budget) {
       fail(ExitCode::usage, "memory",
            fmt::format("{}: the base model alone takes {:.2f} GB", found,
                        static_cast<double>(base) * 1e-9),
-           "take a smaller model, run fewer ranks on a node, or a node with more memory");
+           gpu ? "take a smaller model" + more_gpu_memory(job)
+               : "take a smaller model, run fewer ranks on a node, or a node with more memory");
     }
+    const std::string first = wish == "block" || wish == "auto"
+                                  ? "lower train.micro_batch_size or data.seq_len"
+                                  : "set train.recompute = \"block\" or \"auto\", lower "
+                                    "train.micro_batch_size or data.seq_len";
     fail(ExitCode::usage, "memory", found,
-         wish == "block" || wish == "auto"
-             ? "lower train.micro_batch_size or data.seq_len, or run fewer ranks on a node"
-             : "set train.recompute = \"block\" or \"auto\", or lower train.micro_batch_size or "
-               "data.seq_len");
+         first + (gpu ? more_gpu_memory(job) : ", or run fewer ranks on a node"));
   }
   return policy;
 }

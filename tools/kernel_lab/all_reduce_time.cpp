@@ -19,9 +19,7 @@ using namespace utrain;
 std::unique_ptr<Collectives> connect(const World& world, Backend& backend, bool nccl) {
   if (!nccl)
     return std::make_unique<StagedCollectives>(std::make_unique<MpiCollectives>(world), backend);
-  std::string id;
-  world.first_rank([&] { id = nccl_unique_id(); });
-  return make_nccl_collectives(world.broadcast(id), world.rank(), world.size(), backend);
+  return open_nccl_collectives(world, backend);
 }
 
 // Seconds a call: of `calls` begun together, on parts of x.
