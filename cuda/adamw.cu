@@ -1,12 +1,9 @@
-// AdamW in torch's order of operations                                     Loshchilov & Hutter
-// 2017, arXiv:1711.05101
+// AdamW in torch's order of operations           Loshchilov & Hutter 2017, arXiv:1711.05101
 //   p, m, v, g [1, n] float32   state [1, kStepStates] float64, of clip(): read on the device, so
-//   that no step waits for the host; not finite: nothing is done p, m, v updated in place:  p *= 1
-//   - lr * weight_decay;  m += (1 - beta1) * (g - m);  v = beta2
-//   * v + (1 - beta2) * g^2;
-//                              p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
-//   Scalars in double, then rounded once; elements in float32.  CPU twin and oracle:
-//   src/cpu/adamw.h
+//   that no step waits for the host; not finite: nothing is done. p, m, v updated in place:
+//     p *= 1 - lr * weight_decay;  m += (1 - beta1) * (g - m);  v = beta2 * v + (1 - beta2) * g^2
+//     p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+//   Scalars in double, then rounded once; elements in float32. CPU twin and oracle: src/cpu/adamw.h
 #include "cuda_check.h"
 #include "ops.h"
 #include "types.cuh"

@@ -1,8 +1,8 @@
-// Causal attention inside each document: who computes it, and delta = sum(dout * out), [N, Hq]
-// float32.
+// Causal attention inside each document: who computes it, and delta = sum(dout * out)
 //   attention_forward.cu, attention_backward.cu   tensor cores: bfloat16 and float16, D 64 and 128,
-//   aligned rows attention_fma.cu                              everything else lse and delta are
-//   float32.      CPU twin: src/cpu/attention.h
+//                                                 aligned rows
+//   attention_fma.cu                              everything else
+//   lse and delta [N, Hq] are float32.                         CPU twin: src/cpu/attention.h
 #include "attention.cuh"
 #include "cuda_check.h"
 #include "ops.h"

@@ -2,9 +2,9 @@
 // strides.
 //   A block holds 32 queries (or keys) of a head and walks over tiles of 32 keys (or queries);
 //   operands pass through shared memory as float32 in chunks of 64 columns, so any D up to 256
-//   needs the same room. Two threads' roles in turn: 2 x 2 scores of a tile; then an eighth of one
-//   row of the sums. Equations: attention_forward.cu, attention_backward.cu.      CPU twin:
-//   src/cpu/attention.h
+//   needs the same room. A thread has two roles in turn: it makes 2 x 2 scores of a tile, then an
+//   eighth of one row of the sums.
+//   Equations: attention_forward.cu, attention_backward.cu.           CPU twin: src/cpu/attention.h
 #include "attention.cuh"
 #include "cuda_check.h"
 #include "types.cuh"

@@ -1,7 +1,6 @@
-// y = x in y's dtype, rounded to nearest even
+// y = x in y's dtype, rounded to nearest even                     CPU twin: src/cpu/cpu_backend.cpp
 //   y, x [rows, cols], each float32, bfloat16 or float16 with a stride of its own. Values outside
-//   float16's range become infinite. Equal dtypes copy.                                         CPU
-//   twin: src/cpu/cpu_backend.cpp
+//   float16's range become infinite. Equal dtypes copy.
 #include "cuda_check.h"
 #include "ops.h"
 #include "types.cuh"

@@ -1,5 +1,6 @@
-// The CUDA backend: backend.h on one GPU, everything on one stream in the order of the calls. Only
-// download() waits.
+// The CUDA backend: backend.h on one GPU, everything on one stream in the order of the calls. The
+// host waits in download(), download_end() and seconds() alone, and in upload() when its ring is
+// full.
 //   T is float32, bfloat16 or float16; adapters, gradients and optimizer state are float32, loss
 //   sums float64. Every function hands over to the file of its operation, where shapes are checked.
 //   Besides allocate() it holds, from its start, cuBLASLt's workspace and a few numbers.

@@ -1,13 +1,13 @@
-// y = x W' + bias + scaling * drop(x) A' B' on the adapter's slice of y        Hu et al. 2021,
-// arXiv:2106.09685
-//   x, dx [N, in] T   y, dy [N, out] T   xa [N, adapters * r] T, adapter i in columns [i r, i r +
-//   r)   dA, dB, dW, dbias float32
-//   forward: y =, xa =.  backward: dx =, dA +=, dB +=, dW +=, dbias +=; dx, dW, dbias: nothing
-//   where empty. dxa = scaling * dy B;  dB += scaling * dy' xa;  dA += dxa' drop(x);  dx = dy W +
-//   mask * (dxa A) / (1 - p);  dW += dy' x;  dbias += column sums of dy The A of a group lie apart,
-//   so each adapter has its own products. Every product accumulates in float32 and rounds to T as
-//   it is written; what an adapter adds to y or dx reads it again.               CPU twin:
-//   src/cpu/linear.h
+// y = x W' + bias + scaling * drop(x) A' B' on the adapter's slice of y
+//   Hu et al. 2021, arXiv:2106.09685                                     CPU twin: src/cpu/linear.h
+//   x, dx [N, in] T   y, dy [N, out] T   dA, dB, dW, dbias float32
+//   xa [N, adapters * r] T, adapter i in columns [i r, i r + r)
+//   forward:  y =, xa =
+//   backward: dx =, dA +=, dB +=, dW +=, dbias +=; dx, dW, dbias: nothing where empty
+//     dxa = scaling * dy B;  dB += scaling * dy' xa;  dA += dxa' drop(x)
+//     dx = dy W + mask * (dxa A) / (1 - p);  dW += dy' x;  dbias += column sums of dy
+//   The A of a group lie apart, so each adapter has its own products. Every product accumulates in
+//   float32 and rounds to T as it is written; what an adapter adds to y or dx reads it again.
 #include "cuda_check.h"
 #include "linear.h"
 #include "ops.h"

@@ -3,11 +3,11 @@
 //
 // Letters: N rows (tokens) of a pass, C hidden, F feed-forward, V vocabulary, Hq/Hkv heads, D head
 // dimension, r LoRA rank, M rows that have a target. Every Tensor has a row stride (ld). "T" is the
-// compute type of the activations. Contract of all operations: outputs come first and are
-// overwritten (=) unless the line says +=; reductions accumulate in float32 or wider and in a fixed
-// order, so that equal calls give equal bits. Gradients of weights are += in trainable_dtype; a
-// frozen weight gets none: its gradient is an empty tensor. Views passed to one call do not overlap
-// unless the line says "in place".
+// compute type of the activations.
+// Contract of all operations: outputs come first and are overwritten (=) unless the line says +=;
+// reductions accumulate in float32 or wider and in a fixed order, so that equal calls give equal
+// bits. Gradients of weights are += in trainable_dtype; a frozen weight gets none: its gradient is
+// an empty tensor. Views passed to one call do not overlap unless the line says "in place".
 #pragma once
 
 #include <cstddef>
@@ -55,7 +55,7 @@ struct LoraAdapter {
 };
 
 // A group of projections that share their input (q|k|v, o, gate|up, down) as one matrix with its
-// adapters: y = x W' + bias + scaling * drop(x) A' B'.           Hu et al. 2021, arXiv:2106.09685
+// adapters: y = x W' + bias + scaling * drop(x) A' B'. Hu et al. 2021, arXiv:2106.09685
 struct Linear {
   Tensor W;                               // [out, in] T
   Tensor bias;                            // [1, out] T, or empty
@@ -129,9 +129,9 @@ enum class StepState {
   good_steps,       // in a row, since the scale changed or overflowed
   hysteresis_left,  // the scale is halved when one is left
   overflowed,       // 1 or 0: not finite, but a smaller scale may help; 0 at the smallest scale
-  n_overflows,      // steps that overflowed so far
+  n_overflows,      // steps that overflowed so far; the last: kStepStates
 };
-inline constexpr int64_t kStepStates = 10;
+inline constexpr int64_t kStepStates = static_cast<int64_t>(StepState::n_overflows) + 1;
 
 class Backend {
  public:
@@ -139,8 +139,8 @@ class Backend {
   virtual std::string name() const = 0;
   virtual DType dtype() const = 0;                     // T
   virtual DType rounds_to() const { return dtype(); }  // another where a backend emulates it
-  virtual DType trainable_dtype()
-      const = 0;  // of adapters, gradients and optimizer state: float32, or T where wider
+  // Of adapters, gradients and optimizer state: float32, or T where wider.
+  virtual DType trainable_dtype() const = 0;
   virtual DType loss_dtype() const = 0;  // of loss sums: float64, or T where wider
   // Rows of passes are padded to a multiple of this, so that products come in few shapes.
   virtual int64_t row_multiple() const { return 1; }
@@ -154,8 +154,8 @@ class Backend {
     return std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(bytes));
   }
   virtual void upload(void* device, const void* host, int64_t bytes) = 0;
-  virtual void download(void* host, const void* device,
-                        int64_t bytes) = 0;  // waits for what was launched before
+  // Waits for what was launched before.
+  virtual void download(void* host, const void* device, int64_t bytes) = 0;
   // A small download in the order of the calls that is waited for later, and alone: begin returns
   // its ticket, end copies what was there then. The newest kSmallInFlight can be asked for.
   static constexpr int64_t kSmallDownload = 256;  // bytes at most
@@ -179,9 +179,9 @@ class Backend {
   virtual void embedding_backward(const Tensor& dtable, const Tensor& dx,
                                   const TokenBatch& batch) = 0;
 
-  // y = x * rstd * weight over groups of columns: x, y [N, G*K], rstd [N, G], weight [1, K]. G = 1
-  // but for the head norms of Qwen3. rstd = 1 / sqrt(mean(x^2) + eps), kept in trainable_dtype. y
-  // may be x (in place).
+  // y = x * rstd * weight over groups of columns: x, y [N, G*K], rstd [N, G], weight [1, K].
+  // G = 1 but for the head norms of Qwen3. rstd = 1 / sqrt(mean(x^2) + eps), in trainable_dtype.
+  // y may be x (in place).
   virtual void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x,
                                const Tensor& weight, double eps) = 0;
   // h = x + branch, then y = rmsnorm(h). h may be x (in place).
@@ -194,8 +194,7 @@ class Backend {
   virtual void rmsnorm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dy,
                                 const Tensor& x, const Tensor& rstd, const Tensor& weight,
                                 float beta, const Tensor& column_sums) = 0;
-  // h = x + branch [N, C]; h may be x. The last step of a block that is run again in the backward
-  // pass.
+  // h = x + branch [N, C]; h may be x. The last step of a block run again in the backward pass.
   virtual void residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch) = 0;
 
   // In place on x [N, H*D], any number of heads: pairs (i, i + D/2) turned by the angle of the
@@ -205,13 +204,13 @@ class Backend {
   virtual void rope_backward(const Tensor& dx, const Tensor& cos_sin, int64_t D,
                              const TokenBatch& batch) = 0;
 
-  // Causal attention inside each document. q, out [N, Hq*D]; k, v [N, Hkv*D]; lse [N, Hq] in
-  // trainable_dtype.
+  // Causal attention inside each document. q, out [N, Hq*D]; k, v [N, Hkv*D];
+  // lse [N, Hq] in trainable_dtype.
   virtual void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q,
                                  const Tensor& k, const Tensor& v, const TokenBatch& batch,
                                  const AttentionShape& shape) = 0;
-  // dqkv [N, (Hq + 2 Hkv) * D] = the gradients of q|k|v; qkv likewise. delta [N, Hq] scratch in
-  // trainable_dtype.
+  // dqkv [N, (Hq + 2 Hkv) * D] = the gradients of q|k|v; qkv likewise.
+  // delta [N, Hq] scratch in trainable_dtype.
   virtual void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& dout,
                                   const Tensor& out, const Tensor& lse, const Tensor& qkv,
                                   const TokenBatch& batch, const AttentionShape& shape) = 0;
@@ -238,8 +237,8 @@ class Backend {
                              const Head& head, const TokenBatch& batch, const LossFactor& dloss,
                              const LossScratch& scratch) = 0;
 
-  // block_sums [n / 1024] (loss_dtype) = sums of squares of blocks of 1024 elements of x [1, n], n
-  // % 1024 == 0
+  // block_sums [n / 1024] (loss_dtype) = sums of squares of blocks of 1024 elements of x [1, n];
+  // n % 1024 == 0
   virtual void sum_of_squares(const Tensor& block_sums, const Tensor& x) = 0;
   // norm = sqrt of the block sums added in block order / loss scale, is_finite of loss and norm,
   // n_updates += 1 where finite; grad_scale = min(1, max_grad_norm / (norm + 1e-6)), or 1 where
@@ -247,14 +246,14 @@ class Backend {
   // caller puts the first one and its hysteresis into the state.
   virtual void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums,
                     double max_grad_norm, const LossScaling& scaling) = 0;
-  // torch's AdamW on flat buffers [1, n] in trainable_dtype: p, m, v updated in place from g *
-  // grad_scale; nothing where the state is not finite
+  // torch's AdamW on flat buffers [1, n] in trainable_dtype: p, m, v updated in place from
+  // g * grad_scale; nothing where the state is not finite
   virtual void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
                             const Tensor& state, const AdamW& options) = 0;
 };
 
-std::unique_ptr<Backend> make_cpu_backend(
-    DType dtype);             // f32: the CPU backend; f64, c128: the oracles; bf16, f16: emulated
+// f32: the CPU backend; f64, c128: the oracles; bf16, f16: emulated
+std::unique_ptr<Backend> make_cpu_backend(DType dtype);
 void set_cpu_threads(int n);  // of the CPU backend, in this process
 std::string cpu_blas();       // for --version
 bool cuda_is_built();         // false: this binary was made without CUDA

@@ -40,6 +40,14 @@ int code_of(ExitCode code) {
   return static_cast<int>(code);
 }
 
+// What was printed has arrived, or standard output is lost: 74.
+void flush_output() {
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    utrain::fail(ExitCode::io, "standard output", "cannot be written",
+                 "check space, quota and where the output goes");
+  }
+}
+
 // What all ranks know, they leave with together; what only this rank knows must end the others.
 // usage: what is wrong with the command line; empty = nothing.
 int run(const utrain::CommandLine& command_line, const std::string& usage,
@@ -47,7 +55,9 @@ int run(const utrain::CommandLine& command_line, const std::string& usage,
   try {
     world.agree("the command line", arguments);
     if (!usage.empty()) throw utrain::SharedError(ExitCode::usage, usage);
-    return code_of(utrain::run_command(command_line, world));
+    const ExitCode code = utrain::run_command(command_line, world);
+    flush_output();
+    return code_of(code);
   } catch (const utrain::SharedError& e) {
     if (world.rank() == 0) print_error(e.what());
     return code_of(e.code());
@@ -77,9 +87,11 @@ int main(int argc, char** argv) {
       if (utrain::is_without_ranks(command_line)) {
         const std::string text = utrain::text_without_ranks(command_line);
         if (is_first_process()) fmt::print("{}", text);
+        flush_output();
         return 0;
       }
     } catch (const Error& e) {
+      if (e.code() == ExitCode::io) throw;
       usage = e.what();  // told once MPI runs: from one rank, without the launcher's alarm
     }
     const std::vector<std::string> arguments(argv + 1, argv + argc);

@@ -7,6 +7,7 @@
 #include "comm/nccl_collectives.h"
 #include "golden_case.h"
 #include "launch.h"
+#include "token_files.h"
 
 namespace utrain {
 namespace {
@@ -59,6 +60,9 @@ std::vector<GoldenVariant> golden_variants() {
     all.push_back({name, 1, 2, true, "block"});
   }
   for (const int ranks : {1, 2, 4}) all.push_back({"llama", ranks, 1, false, "none", "nccl"});
+  for (const char* strategy : {"zero1", "zero2", "zero3"})
+    for (const char* name : {"llama", "llama_full"})
+      all.push_back({name, 4, 1, false, "none", "mpi", strategy});
   return all;
 }
 INSTANTIATE_TEST_SUITE_P(Float32, CudaGolden, testing::ValuesIn(golden_variants()), text_of);
@@ -76,6 +80,9 @@ struct Result {
   std::string dir;
 
   std::vector<double> of(std::string_view key) const { return curve(lines, key); }
+  int64_t n(std::string_view key) const {
+    return read_json(dir + "/summary.json").find(key)->as_int64();
+  }
   SafetensorsFile adapter() const {
     return SafetensorsFile(dir + "/adapter/adapter_model.safetensors");
   }
@@ -90,6 +97,15 @@ struct Result {
     return text;
   }
 };
+
+// Step and kind of each line of the metrics.
+std::string shape_of(const std::vector<Json>& lines) {
+  std::string text;
+  for (const Json& line : lines)
+    text += fmt::format("{} {}\n", to_text(*line.find("step")),
+                        line.find("eval_loss") != nullptr ? "evaluation" : "step");
+  return text;
+}
 
 class CudaRun : public testing::Test {
  protected:
@@ -187,6 +203,78 @@ TEST_F(CudaRun, HalfPrecisionFollowsFloat32) {
       }
       EXPECT_GT(n_gradients, 0u);
     }
+  }
+}
+
+// Overflowed steps are skipped, counted, and fatal to nothing.
+TEST_F(CudaRun, Float16StepsThatOverflowAreSkipped) {
+  TokenDataSet data = read_token_data_set(golden_path("llama_tied_down") + "/tokens.h5", 320);
+  std::fill(data.loss_mask.begin(), data.loss_mask.end(), 0);
+  data.loss_mask[1] = 1;  // its gradient is multiplied by the whole scale
+  test::write_token_data_set(dir_ / "one.h5", data);
+  const auto with_backend = [&](const std::string& backend) {
+    return golden("llama_tied_down",
+                  {backend, kShared, "--model.dtype=float16", "--data.train=" + (dir_ / "one.h5"),
+                   "--train.global_batch_size=1"});
+  };
+  const Result wanted = run(kAlone, with_backend("--run.backend=cpu"));
+  const int64_t n_overflows = wanted.n("overflowed_steps");
+  EXPECT_GT(n_overflows, 0);
+  for (const int ranks : {kAlone, 2}) {
+    const Result found = run(ranks, with_backend(kOnGpu));
+    EXPECT_EQ(found.n("overflowed_steps"), n_overflows);
+    EXPECT_EQ(found.n("skipped_steps"), n_overflows);
+    const std::vector<double> norms = found.of("grad_norm");
+    ASSERT_EQ(norms.size(), 10u);
+    for (size_t i = 0; i < norms.size(); ++i)
+      EXPECT_EQ(std::isfinite(norms[i]), static_cast<int64_t>(i) >= n_overflows) << i + 1;
+    worst_.expect_curve("float16 loss beside the CPU's", found.of("loss"), wanted.of("loss"),
+                        tolerance::kHalfCurve);
+  }
+}
+
+// What the device found is read a step late: nothing may be lost, doubled, or out of order.
+TEST_F(CudaRun, DivergesAfterAsManyStepsAsOnTheCpu) {
+  struct Case {
+    const char* lr;
+    int steps, exit_code;
+  };
+  // After one step with 1e30 the adapter is large, but finite.
+  for (const auto& [lr, steps, exit_code] :
+       {Case{"1e30", 1, 0}, Case{"1e39", 1, 4}, Case{"1e30", 2, 4}, Case{"1e30", 10, 4}}) {
+    SCOPED_TRACE(fmt::format("lr {}, {} steps", lr, steps));
+    const auto diverge = [&, lr = lr, steps = steps,
+                          exit_code = exit_code](const std::string& backend) {
+      const std::string run_dir = dir_ / fmt::format("diverged{}", n_runs_++);
+      const Outcome outcome =
+          launch(kAlone,
+                 golden("llama", {backend, "--run.dir=" + run_dir, fmt::format("--train.lr={}", lr),
+                                  "--train.warmup_steps=0", "--train.schedule=constant",
+                                  fmt::format("--train.max_steps={}", steps)}));
+      EXPECT_EQ(outcome.exit_code, exit_code) << backend << "\n" << outcome.text();
+      EXPECT_EQ(outcome.error_lines().size(), exit_code == 0 ? 0u : 1u) << outcome.text();
+      return shape_of(read_metrics(run_dir + "/metrics.jsonl"));
+    };
+    const std::string wanted = diverge("--run.backend=cpu");
+    EXPECT_FALSE(wanted.empty());
+    EXPECT_EQ(diverge(kOnGpu), wanted);
+  }
+}
+
+TEST_F(CudaRun, WritesTheLinesOfTheCpuInTheirOrder) {
+  for (const Words& more : {Words{"--eval.every=2"}, Words{"--eval.every=3"},
+                            Words{"--eval.every=2", "--dry-run", "2"}, Words{"--dry-run", "1"}}) {
+    SCOPED_TRACE(fmt::format("{}", fmt::join(more, " ")));
+    const auto with_backend = [&](const std::string& backend) {
+      Words words =
+          golden("llama", {backend, "--data.eval=" + golden_path("llama") + "/tokens.h5"});
+      words.insert(words.end(), more.begin(), more.end());
+      return run(kAlone, words);
+    };
+    const Result wanted = with_backend("--run.backend=cpu"), found = with_backend(kOnGpu);
+    EXPECT_FALSE(wanted.lines.empty());
+    EXPECT_EQ(shape_of(found.lines), shape_of(wanted.lines));
+    worst_.expect_curve("loss", found.of("loss"), wanted.of("loss"), tolerance::kCudaGoldenCurve);
   }
 }
 

@@ -41,6 +41,11 @@ def read_metrics(run_dir):
     return {key: (sorted(values), [values[step] for step in sorted(values)]) for key, values in by_key.items()}
 
 
+def default_output(run_dir):
+    directory = run_dir if os.path.isdir(run_dir) else os.path.dirname(run_dir)
+    return os.path.join(directory, "plot.png")
+
+
 def plot(run_dirs, output):
     runs = [(run_dir.rstrip("/"), read_metrics(run_dir)) for run_dir in run_dirs]
     panels = [(key, title) for key, title in PANELS if any(metrics[key][0] for _, metrics in runs)]
@@ -66,7 +71,7 @@ def plot(run_dirs, output):
 def main(argv):
     parser = argparse.ArgumentParser(prog="tools/plot", description="Plot loss, evaluation loss, gradient norm, learning rate.")
     parser.add_argument("run_dir", metavar="RUN_DIR", nargs="+", help="run directories (run.dir), drawn over each other")
-    parser.add_argument("-o", "--output", metavar="FILE.png", default="plot.png", help="default: plot.png")
+    parser.add_argument("-o", "--output", metavar="FILE.png", help="default: plot.png in the first run directory")
 
     def error(message):
         raise UserError(USAGE, "command line", message, "see tools/plot --help")
@@ -74,7 +79,7 @@ def main(argv):
     parser.error = error
     try:
         arguments = parser.parse_args(argv)
-        plot(arguments.run_dir, arguments.output)
+        plot(arguments.run_dir, arguments.output or default_output(arguments.run_dir[0]))
     except UserError as error:
         print(f"plot: error: {error}", file=sys.stderr)
         return error.code

@@ -195,6 +195,8 @@ class Run {
     totals_.last_eval_loss = stats.loss;
     if (directory_) directory_->write_metrics(step, stats);
     if (progress_) progress_->evaluation(step, stats);
+    if (step == n_steps_ && !std::isfinite(stats.loss))
+      fail_diverged(fmt::format("step {}: the loss of the evaluation is not finite", step));
   }
 
   [[noreturn]] void fail_diverged(const std::string& what) {

@@ -1,8 +1,7 @@
 // What each operation of backend.h has to do at least, from the shapes of its operands.
 //   flops  of matrix products, 2 m n k each; all else is bound by bytes and counts none
 //   bytes  that must move: every operand read once, every output written once, += and in place
-//   both.
-//          Scratch moves nothing, for a perfect kernel keeps it on the chip.
+//          both. Scratch moves nothing, for a perfect kernel keeps it on the chip.
 // Pairs are (query, key) pairs of one head that the mask lets through: core/causal_pairs.h.
 #pragma once
 

@@ -37,7 +37,7 @@ class Optimizer {
   Backend& backend_;
   Arena::Id block_sums_id_, state_id_;
   Tensor block_sums_;  // [1, n / kFlatBlock] loss dtype
-  Tensor state_;       // [1, 5] float64, indexed by StepState
+  Tensor state_;       // [1, kStepStates] float64, indexed by StepState
 };
 
 }  // namespace utrain

@@ -283,6 +283,11 @@ class Commands(unittest.TestCase):
         self.assertIn("2 runs, up to step 3", out)
         with open(self.path("p.png"), "rb") as file:
             self.assertEqual(file.read(4), b"\x89PNG")
+        for run in ("run", "run/metrics.jsonl"):
+            code, out, err = self.run_tool("plot", self.path(run))
+            self.assertEqual((code, err), (0, ""))
+            self.assertIn(self.path("run/plot.png") + ": 1 run,", out)
+            os.remove(self.path("run/plot.png"))
         self.assertEqual(self.run_tool("plot", self.path("none"))[0], 2)
         self.write("x", *steps, name="bad.jsonl")
         self.assertEqual(self.run_tool("plot", self.path("bad.jsonl"))[0], 3)

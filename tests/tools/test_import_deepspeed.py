@@ -102,9 +102,11 @@ class ImportDeepSpeed(unittest.TestCase):
         self.assertEqual(settings, {
             "model.dtype": '"bfloat16"', "train.gradient_accumulation_steps": "4", "train.max_grad_norm": "0.5",
             "parallel.strategy": '"zero3"', "parallel.offload_optimizer": "true", "parallel.offload_params": "false"})
-        self.assertIn("# For 8 ranks: mpirun -np 8 ./utrain input.toml\n", out)
+        self.assertIn("# For 8 ranks: mpirun -np 8 --oversubscribe --bind-to none ./utrain input.toml\n", out)
         self.assertRegex(out, r'strategy = "zero3" +# deepspeed_config.zero_stage = 3\n')
         self.assertRegex(err, "(?m)^  rdzv_backend = static: mpirun or srun starts the ranks$")
+        self.assertRegex(err, r"(?m)^  parallel.offload_optimizer = true, from \S+offload_optimizer_device = cpu: set false$")
+        self.assertNotIn("offload_params", err)
         self.assertNotIn("debug", err)
         self.assertIn("#   debug = false\n", out)
 

@@ -13,6 +13,15 @@ SECTIONS = {
     "run": {"dir": "run directory", "backend": None},
 }
 
+# (key, value): what this version of utrain takes instead. Written all the same, for the version that has them.
+NOT_BUILT = {
+    ("parallel.offload_optimizer", True): "false",
+    ("parallel.offload_params", True): "false",
+    ("parallel.shard_group", "node"): '"world"',
+    ("train.recompute", "offload"): '"auto"',
+    ("log.tensorboard", True): "false",
+}
+
 
 def toml_value(value):
     if isinstance(value, bool):
@@ -28,7 +37,9 @@ def input_text(translation, name):
     settings = translation.settings
     lines = [f"# From {comment(' and '.join(translation.sources))}, by tools/import_deepspeed."]
     if translation.ranks:
-        lines.append(f"# For {translation.ranks} ranks: mpirun -np {translation.ranks} ./utrain {comment(name)}")
+        # Without the flags mpirun refuses more ranks than cores, and ties each rank to one core.
+        lines.append(f"# For {translation.ranks} ranks: mpirun -np {translation.ranks} --oversubscribe --bind-to none "
+                     f"./utrain {comment(name)}")
     for section, keys in SECTIONS.items():
         rows = []
         for key, to_set in keys.items():
@@ -53,7 +64,11 @@ def remarks(translation):
     automatic = [f"{source}: set {target}" if target else source for source, target in translation.automatic
                  if target not in translation.settings]
     without = [f"{source} = {value}: {reason}" for source, value, reason in translation.without_counterpart]
+    not_built = [f"{key} = {toml_value(value)}, from {translation.settings[key].source}: set {instead}"
+                 for (key, value), instead in NOT_BUILT.items()
+                 if key in translation.settings and translation.settings[key].value == value]
     return [("Contradictions:", translation.contradictions),
+            ("Not in this version of utrain, which will say so:", not_built),
             ('Left to the Trainer ("auto"), so left out here:', automatic),
             ("No counterpart:", without)]
 

@@ -1,10 +1,9 @@
-// Times the attention kernels: median of 20 runs of each shape, in ms and TFLOP/s of the model (two
-// products forward, five backward, of the pairs that see each other; what is computed twice or
-// hidden by the mask does not count).
+// Times the attention kernels: median of 20 runs of each shape, in ms and TFLOP/s of the model: two
+// products forward, five backward, of the pairs that see each other. What is computed twice or
+// hidden by the mask does not count.
 //   nvcc -std=c++20 -O3 -arch=sm_90 -DFMT_USE_CONSTEXPR=1 -Isrc -Icuda -o attention_time
-//   tools/kernel_lab/attention_time.cu
-//        cuda/attention.cu cuda/attention_forward.cu cuda/attention_backward.cu
-//        cuda/attention_fma.cu -lfmt
+//     tools/kernel_lab/attention_time.cu cuda/attention.cu cuda/attention_forward.cu
+//     cuda/attention_backward.cu cuda/attention_fma.cu -lfmt
 //   ./attention_time [runs of each shape]
 #include <algorithm>
 #include <cmath>

@@ -15,7 +15,6 @@
 #include "app/progress.h"
 #include "config/command_line.h"
 #include "core/normal.h"
-#include "model/flops.h"
 #include "plan/recording_backend.h"
 #include "train/choose_recompute.h"
 #include "train/trainer.h"
@@ -113,36 +112,44 @@ class Ceilings {
   char* memory_ = nullptr;
 };
 
-// Seconds a step of steps [first, first + n), without reading what they found.
-double seconds_a_step(Trainer& trainer, Backend& backend, int64_t first, int64_t n) {
-  const int64_t from = backend.moment();
-  for (int64_t step = first; step < first + n; ++step) trainer.train_step(step);
-  const int64_t to = backend.moment();
-  trainer.finish_steps();
-  return backend.seconds(from, to) / static_cast<double>(n);
-}
+// A step's mean of some steps.
+struct StepMeans {
+  double seconds = 0.0, tokens = 0.0, flops = 0.0;
 
-struct StepWork {
-  double tokens = 0.0, flops = 0.0;
+  void add(const std::vector<StepStats>& steps, int64_t n) {
+    for (const StepStats& step : steps) {
+      tokens += static_cast<double>(step.tokens) / static_cast<double>(n);
+      flops += step.model_flops / static_cast<double>(n);
+    }
+  }
 };
 
-// A step's mean of steps [first, first + n).
-StepWork work_of(const Job& job, int64_t first, int64_t n) {
-  const BatchPlan plan = job.plan();
-  StepWork work;
-  for (int64_t k = first; k < first + n; ++k) {
-    const BatchPlan::Step step = plan.step(k);
-    std::vector<int64_t> lengths;
-    for (const int64_t row : step.rows) {
-      for (const Piece& piece : job.train_rows.rows.at(static_cast<size_t>(row))) {
-        lengths.push_back(piece.length);
-      }
-    }
-    work.tokens += static_cast<double>(step.n_tokens) / static_cast<double>(n);
-    work.flops +=
-        model_flops(job.architecture, job.lora, lengths, step.n_targets) / static_cast<double>(n);
+// Steps [first, first + n) as they are, one under way while the next is launched.
+StepMeans plain_steps(Trainer& trainer, Backend& backend, int64_t first, int64_t n) {
+  StepMeans means;
+  const int64_t from = backend.moment();
+  for (int64_t step = first; step < first + n; ++step) means.add(trainer.train_step(step), n);
+  const int64_t to = backend.moment();
+  means.add(trainer.finish_steps(), n);
+  means.seconds = backend.seconds(from, to) / static_cast<double>(n);
+  return means;
+}
+
+// Steps [first, first + n) with the times of their operations, read after each step: a step's
+// moments fit into what a backend keeps, and no step waits for the reading of another.
+StepMeans recorded_steps(Trainer& trainer, RecordingBackend& recorder, int64_t first, int64_t n) {
+  StepMeans means;
+  recorder.record(true);
+  recorder.time(true);
+  for (int64_t step = first; step < first + n; ++step) {
+    const int64_t from = recorder.moment();
+    means.add(trainer.train_step(step), n);
+    const int64_t to = recorder.moment();
+    means.add(trainer.finish_steps(), n);
+    means.seconds += recorder.seconds(from, to) / static_cast<double>(n);
+    recorder.records();
   }
-  return work;
+  return means;
 }
 
 struct Rates {
@@ -199,6 +206,18 @@ void print_operations(std::vector<OpRecord> records, const Rates& rates, int64_t
   }
 }
 
+// That the moments of one step, two an operation, can all be asked for when it ends, and that none
+// is read before.
+void check_calls(const std::vector<OpRecord>& warm_up) {
+  int64_t calls = 0;
+  for (const OpRecord& record : warm_up) calls += record.calls;
+  if (calls / kWarmUpSteps < Backend::kMoments / 4) return;
+  fail(ExitCode::usage, "step_table",
+       fmt::format("{} operations a step, wanted fewer than {}", calls / kWarmUpSteps,
+                   Backend::kMoments / 4),
+       "lower train.global_batch_size, or raise train.micro_batch_size");
+}
+
 void run(const CommandLine& command_line, const World& world) {
   if (world.size() != 1) {
     fail(ExitCode::usage, "step_table", fmt::format("{} ranks", world.size()), "start one");
@@ -218,24 +237,25 @@ void run(const CommandLine& command_line, const World& world) {
   RecordingBackend recorder(backend);
   Trainer trainer(job, recorder, *machine.collectives, policy);
   trainer.load();
-  seconds_a_step(trainer, backend, 1, kWarmUpSteps);
-  const double plain = seconds_a_step(trainer, backend, plain_first, n);
   recorder.record(true);
-  recorder.time(true);
-  const double recorded = seconds_a_step(trainer, backend, recorded_first, n);
+  plain_steps(trainer, backend, 1, kWarmUpSteps);
+  recorder.record(false);
+  check_calls(recorder.records());
+  recorder.clear();
+  const StepMeans plain = plain_steps(trainer, backend, plain_first, n);
+  const StepMeans recorded = recorded_steps(trainer, recorder, recorded_first, n);
   const std::vector<OpRecord> records = recorder.records();
   const Rates rates{ceilings.product_rate(), ceilings.copy_rate()};
 
-  print_operations(records, rates, n, recorded, plain);
-  const StepWork work = work_of(job, plain_first, n);
+  print_operations(records, rates, n, recorded.seconds, plain.seconds);
   const std::string gpu = machine.gpus.empty() ? "" : machine.gpus.front();
-  const double peak = peak_flops(gpu, backend.dtype()), model_rate = work.flops / plain;
+  const double peak = peak_flops(gpu, backend.dtype()), model_rate = plain.flops / plain.seconds;
   fmt::print("{}, {}, {} steps, {} planned\n", machine.description, name_of(backend.dtype()), n,
              text_of_bytes(trainer.arena().bytes()));
   fmt::print("ceilings: product {} at {:.4g} TFLOP/s, copy at {:.4g} GB/s read and written\n",
              ceilings.product(), 1e-12 * rates.flops, 1e-9 * rates.bytes);
   fmt::print("speed: {} tokens/s, {:.4g} model TFLOP/s, {:.1f} % of the product's rate",
-             text_of_count(work.tokens / plain), 1e-12 * model_rate,
+             text_of_count(plain.tokens / plain.seconds), 1e-12 * model_rate,
              100.0 * model_rate / rates.flops);
   if (peak > 0.0) {
     fmt::print(", MFU {:.1f} % of {:.0f} TFLOP/s", 100.0 * model_rate / peak, 1e-12 * peak);

@@ -1,0 +1,157 @@
+// Where gradients, optimizer state and the base lie changes no number: the four strategies on 2, 3
+// and 4 ranks, with the same bits where a step is one pass, since each sum over ranks is then the
+// same sum; and float16, whose steps are skipped where they overflow, alike on any number of ranks.
+#include <cmath>
+
+#include "launch.h"
+#include "token_files.h"
+#include "tolerance.h"
+
+namespace utrain {
+namespace {
+
+using Words = std::vector<std::string>;
+
+const Words kStrategies = {"ddp", "zero1", "zero2", "zero3"};
+
+struct Result {
+  std::vector<Json> lines;
+  std::string tensors;  // bytes of what was trained
+  Json summary;
+
+  std::vector<double> of(std::string_view key) const { return curve(lines, key); }
+  // Every loss and norm, in full.
+  std::string text() const {
+    std::string text;
+    for (const Json& line : lines)
+      for (const char* key : {"step", "loss", "grad_norm"})
+        text += fmt::format("{} {}\n", key, to_text(*line.find(key)));
+    return text;
+  }
+  int64_t n(std::string_view key) const { return summary.find(key)->as_int64(); }
+};
+
+class Strategies : public testing::Test {
+ protected:
+  Result run(const std::string& name, int ranks, const Words& more) {
+    const std::string run_dir = dir_ / fmt::format("run{}", n_runs_++);
+    const std::string path = run_dir + ".toml";
+    write_bytes(path, golden_input(name, run_dir));
+    Words arguments = {path, "--data.shuffle=true"};
+    const bool full = name.ends_with("_full");
+    if (!full) arguments.push_back("--lora.dropout=0.1");
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Outcome outcome = launch(ranks, arguments);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.text();
+    if (outcome.exit_code != 0) return {};
+    return {read_metrics(run_dir + "/metrics.jsonl"),
+            read_bytes(run_dir +
+                       (full ? "/model/model.safetensors" : "/adapter/adapter_model.safetensors")),
+            read_json(run_dir + "/summary.json")};
+  }
+
+  void expect_same_bits(const std::string& name, const std::vector<int>& rank_counts,
+                        const Words& strategies) {
+    for (const int ranks : rank_counts) {
+      Result wanted;
+      for (const std::string& strategy : strategies) {
+        SCOPED_TRACE(fmt::format("{} on {} ranks, {}", name, ranks, strategy));
+        const Result found =
+            run(name, ranks, {"--train.micro_batch_size=8", "--parallel.strategy=" + strategy});
+        ASSERT_EQ(found.lines.size(), 10u);
+        ASSERT_FALSE(found.tensors.empty());
+        if (strategy == "ddp") wanted = found;
+        EXPECT_EQ(found.text(), wanted.text());
+        EXPECT_TRUE(found.tensors == wanted.tensors);
+      }
+    }
+  }
+  static void expect_near(const Result& found, const Result& wanted, const char* key) {
+    const std::vector<double> a = found.of(key), b = wanted.of(key);
+    ASSERT_EQ(a.size(), b.size()) << key;
+    for (size_t i = 0; i < b.size(); ++i) {
+      if (std::isnan(a[i]) && std::isnan(b[i])) continue;  // both overflowed
+      const double error = std::fabs(a[i] - b[i]) / std::fabs(b[i]);
+      EXPECT_LE(error, tolerance::kInvariance) << key << ", step " << i + 1;
+      worst_ = std::max(worst_, error);
+    }
+  }
+
+  static void TearDownTestSuite() { fmt::print("largest relative difference: {:.2g}\n", worst_); }
+
+  TempDir dir_;
+  int n_runs_ = 0;
+  static inline double worst_ = 0.0;
+};
+
+TEST_F(Strategies, HaveEqualBitsWhereAStepIsOnePass) {
+  expect_same_bits("llama", {2, 3, 4}, kStrategies);
+}
+
+TEST_F(Strategies, HaveEqualBitsWhereEveryWeightIsTrained) {
+  expect_same_bits("llama_full", {3}, kStrategies);
+  expect_same_bits("llama_full", {2, 4}, {"ddp", "zero3"});
+}
+
+TEST_F(Strategies, AgreeOverSeveralPasses) {
+  for (const char* name : {"llama", "llama_full"}) {
+    Result wanted;
+    for (const char* strategy : {"ddp", "zero2", "zero3"}) {
+      SCOPED_TRACE(fmt::format("{}, {}", name, strategy));
+      const Result found = run(
+          name, 2, {"--train.micro_batch_size=1", fmt::format("--parallel.strategy={}", strategy)});
+      ASSERT_EQ(found.lines.size(), 10u);
+      if (wanted.lines.empty()) wanted = found;
+      for (const char* key : {"loss", "grad_norm"}) expect_near(found, wanted, key);
+    }
+  }
+}
+
+TEST_F(Strategies, Float16TrainsAlikeOnAnyNumberOfRanks) {
+  const Words half = {"--model.dtype=float16"};
+  const Result wide = run("llama", kAlone, {}), wanted = run("llama", kAlone, half);
+  ASSERT_EQ(wanted.lines.size(), 10u);
+  for (size_t i = 0; i < 10; ++i) {
+    const double loss = wide.of("loss")[i];
+    EXPECT_NEAR(wanted.of("loss")[i], loss, tolerance::kHalfCurve * loss) << "step " << i + 1;
+  }
+  EXPECT_NE(wanted.of("loss"), wide.of("loss")) << "roundings act";
+  EXPECT_EQ(wanted.n("skipped_steps"), 0);
+  for (const char* strategy : {"ddp", "zero3"}) {
+    SCOPED_TRACE(strategy);
+    const Result found =
+        run("llama", 4, {half[0], fmt::format("--parallel.strategy={}", strategy)});
+    for (const char* key : {"loss", "grad_norm"}) expect_near(found, wanted, key);
+  }
+}
+
+// One target a step: its gradient is multiplied by the whole scale, and is too large at first.
+TEST_F(Strategies, Float16SkipsStepsThatOverflow) {
+  TokenDataSet data = read_token_data_set(golden_path("llama_tied_down") + "/tokens.h5", 320);
+  std::fill(data.loss_mask.begin(), data.loss_mask.end(), 0);
+  data.loss_mask[1] = 1;
+  test::write_token_data_set(dir_ / "one.h5", data);
+  const Words words = {"--model.dtype=float16", "--data.train=" + (dir_ / "one.h5"),
+                       "--train.global_batch_size=1"};
+  const Result wanted = run("llama_tied_down", kAlone, words);
+  ASSERT_EQ(wanted.lines.size(), 10u);
+  const auto n_overflows = static_cast<size_t>(wanted.n("overflowed_steps"));
+  EXPECT_EQ(n_overflows, 2u) << "the hysteresis, then half the scale is small enough";
+  EXPECT_EQ(wanted.n("skipped_steps"), wanted.n("overflowed_steps"));
+  for (size_t i = 0; i < 10; ++i) {
+    EXPECT_TRUE(std::isfinite(wanted.of("loss")[i]));
+    EXPECT_EQ(std::isfinite(wanted.of("grad_norm")[i]), i >= n_overflows) << "step " << i + 1;
+  }
+  EXPECT_LT(wanted.of("loss").back(), wanted.of("loss").front()) << "it learns then";
+  for (const char* strategy : {"ddp", "zero3"}) {
+    SCOPED_TRACE(strategy);
+    Words more = words;
+    more.push_back(fmt::format("--parallel.strategy={}", strategy));
+    const Result found = run("llama_tied_down", 4, more);
+    for (const char* key : {"loss", "grad_norm"}) expect_near(found, wanted, key);
+    EXPECT_EQ(found.n("overflowed_steps"), wanted.n("overflowed_steps"));
+  }
+}
+
+}  // namespace
+}  // namespace utrain
