@@ -126,6 +126,7 @@ TEST(ModelFlops, AreTheProductsOneByOne) {
 
 TEST(ModelFlops, OfNoDocumentsAreNone) {
   EXPECT_EQ(model_flops(tiny_architecture(), all_projections(3), {}, 0), 0.0);
+  EXPECT_EQ(full_model_flops(tiny_architecture(), {}, 0), 0.0);
 }
 
 TEST(PeakFlops, ByTheNamesOfDrivers) {
@@ -146,6 +147,15 @@ TEST(PeakFlops, UnknownIsZero) {
   EXPECT_EQ(peak_flops("", DType::bf16), 0.0);
   EXPECT_EQ(peak_flops("NVIDIA H100 80GB HBM3", DType::f64), 0.0);
   EXPECT_EQ(peak_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb", DType::bf16), 0.0);
+}
+
+// One layer of 2 heads of 4, C 8, F 16, V 10; documents of 3 and 1 tokens, 2 targets.
+TEST(FullModelFlops, AreThreeTimesTheForwardPass) {
+  Architecture a = tiny_architecture();
+  a.n_layers = 1, a.hidden_size = 8, a.intermediate_size = 16, a.vocab_size = 10;
+  a.n_heads = a.n_kv_heads = 2, a.head_dim = 4, a.window = {0};
+  const double products = 2.0 * 4 * (4 * 8 * 8 + 3 * 8 * 16), attention = 4.0 * 8 * (6 + 1);
+  EXPECT_EQ(full_model_flops(a, {3, 1}, 2), 3.0 * (products + attention + 2.0 * 2 * 8 * 10));
 }
 
 }  // namespace

@@ -73,4 +73,10 @@ double model_flops(const Architecture& architecture, const LoraOptions& lora,
   return flops;
 }
 
+double full_model_flops(const Architecture& architecture, const std::vector<int64_t>& lengths,
+                        int64_t n_targets) {
+  const LoraOptions no_adapters;  // leaves the forward pass
+  return 3.0 * model_flops(architecture, no_adapters, lengths, n_targets);
+}
+
 }  // namespace utrain

@@ -22,4 +22,9 @@ namespace utrain {
 double model_flops(const Architecture& architecture, const LoraOptions& lora,
                    const std::vector<int64_t>& lengths, int64_t n_targets);
 
+// Of full fine-tuning: every product of the forward pass has two in the backward, dX and dW; the
+// embedding is looked up, not multiplied.
+double full_model_flops(const Architecture& architecture, const std::vector<int64_t>& lengths,
+                        int64_t n_targets);
+
 }  // namespace utrain

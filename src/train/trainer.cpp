@@ -136,7 +136,8 @@ double Trainer::flops_of(const BatchPlan::Step& batch) const {
     for (const Piece& piece : job_.train_rows.rows[static_cast<size_t>(row)])
       lengths.push_back(piece.length);
   }
-  return model_flops(job_.architecture, job_.lora, lengths, batch.n_targets);
+  return job_.is_full() ? full_model_flops(job_.architecture, lengths, batch.n_targets)
+                        : model_flops(job_.architecture, job_.lora, lengths, batch.n_targets);
 }
 
 EvalStats Trainer::evaluate(const std::function<void()>& tick) {
