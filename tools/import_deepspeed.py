@@ -8,8 +8,11 @@ import os
 import sys
 
 from data.errors import IO, USAGE, UserError
+from data.standard_output import write_line_to_stderr, write_out
 from deepspeed.input_text import input_text, remarks
 from deepspeed.translation import translate
+
+CHECK_OUTPUT = "check the space where it goes"
 
 
 def parse_arguments(argv):
@@ -24,6 +27,7 @@ def parse_arguments(argv):
         raise UserError(USAGE, "command line", message, "see tools/import_deepspeed --help")
 
     parser.error = error
+    parser.print_help = lambda: write_out(parser.format_help(), CHECK_OUTPUT)
     arguments = parser.parse_args(argv)
     if arguments.ranks is not None and arguments.ranks < 1:
         error(f"--ranks is {arguments.ranks}, wanted at least 1")
@@ -59,23 +63,23 @@ def import_deepspeed(arguments):
     translation = translate(arguments.file, arguments.ranks)
     text = input_text(translation, arguments.output or "input.toml")
     if arguments.output is None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        write_out(text, CHECK_OUTPUT)
     else:
         write_text(arguments.output, text)
-        print(f"{arguments.output}: {len(translation.settings)} keys from {' and '.join(translation.sources)}")
+        write_out(f"{arguments.output}: {len(translation.settings)} keys from {' and '.join(translation.sources)}\n",
+                  f"{arguments.output} is written all the same")
     for title, entries in remarks(translation):
         if entries:
-            print(f"import_deepspeed: {title}", file=sys.stderr)
+            write_line_to_stderr(f"import_deepspeed: {title}")
             for entry in entries:
-                print(f"  {entry}", file=sys.stderr)
+                write_line_to_stderr(f"  {entry}")
 
 
 def main(argv):
     try:
         import_deepspeed(parse_arguments(argv))
     except UserError as error:
-        print(f"import_deepspeed: error: {error}", file=sys.stderr)
+        write_line_to_stderr(f"import_deepspeed: error: {error}")
         return error.code
     except KeyboardInterrupt:
         return 130

@@ -18,10 +18,12 @@ import numpy as np
 from data.display import ProgressBar
 from data.errors import BAD_FILE, IO, USAGE, UserError
 from data.model_dir import read_json, sha256_of_file
-from weights.model_files import INDEX, plan_shards, read_model_weights, shard_name
+from data.standard_output import write_line_to_stderr, write_out
+from weights.model_files import AGAIN, INDEX, check_head, plan_shards, read_model_weights, shard_name
 from weights.peft_adapter import check_against_model, read_adapter, read_pair
 from weights.safetensors_file import STORED, from_float32, is_finite, read_rows, to_float32, write_file
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 COPIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken",
@@ -41,11 +43,14 @@ def parse_arguments(argv):
         raise UserError(USAGE, "command line", message, "see tools/merge --help")
 
     parser.error = error
+    parser.print_help = lambda: write_out(parser.format_help(), "check the space where it goes")
     arguments = parser.parse_args(argv)
-    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)?", arguments.max_shard_size.upper())
+    size = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMG]I?B)?", arguments.max_shard_size.upper())
     arguments.max_shard_bytes = int(float(size[1]) * UNITS[size[2] or ""]) if size else 0
     if arguments.max_shard_bytes < 1:
-        error(f"--max-shard-size is {arguments.max_shard_size!r}, wanted a size as 5GB or 500MB")
+        error(f"--max-shard-size is {arguments.max_shard_size[:40]!r}, wanted a size as 5GB or 500MB")
+    if not arguments.out_dir:
+        error("OUT_DIR is empty, wanted the directory to write")
     # Through a link, the directory behind it is meant.
     arguments.out_dir = os.path.realpath(arguments.out_dir)
     return arguments
@@ -70,6 +75,7 @@ def check_out_dir(arguments):
 
 
 def merge(arguments):
+    """Returns the line that tells what was written; from then on no signal ends the process."""
     started = time.monotonic()
     if not os.path.isdir(arguments.model_dir):
         raise UserError(USAGE, arguments.model_dir, "no such directory", "name a Hugging Face model directory")
@@ -81,6 +87,7 @@ def merge(arguments):
     adapter, adapter_config = read_adapter(arguments.adapter_dir)
     check_out_dir(arguments)
     weights = read_model_weights(arguments.model_dir)
+    check_head(arguments.model_dir, config, weights)
     check_against_model(adapter, adapter_config, weights, os.path.join(arguments.adapter_dir, "adapter_model.safetensors"))
 
     dtype = DTYPES[arguments.dtype]
@@ -90,24 +97,29 @@ def merge(arguments):
     if total > free:
         raise UserError(IO, arguments.out_dir, f"{total / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free there",
                         "make room, or write to another file system")
+    set_dtype(config, arguments.dtype)
+    config_text = json_text(config_file, config)
+    warning = tokenizer_warning(arguments)
     # Beside it, since a rename does not cross file systems.
     partial = f"{arguments.out_dir}.{os.getpid()}.partial"
     try:
         os.mkdir(partial)
         write_weights(partial, shards, dtype, adapter, total)
         write_index(partial, shards, total)
-        set_dtype(config, arguments.dtype)
-        write_json(os.path.join(partial, "config.json"), config)
+        write_text(os.path.join(partial, "config.json"), config_text)
         copy_files(arguments.model_dir, partial)
+        for number in SIGNALS:  # "nothing was written" would be untrue
+            signal.signal(number, signal.SIG_IGN)
         put_in_place(partial, arguments.out_dir)
     except OSError as error:
         raise UserError(IO, arguments.out_dir, f"cannot be written ({error})", "check the space and the rights of its directory")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    warn_of_tokenizer(arguments)
-    print(f"{arguments.out_dir}: {len(weights)} tensors, {len(adapter.pairs)} of them merged (r = {adapter.r}, scaling = "
-          f"{adapter.scaling:g}), {arguments.dtype}, {total:,} bytes in {len(shards)} file{'s' if len(shards) > 1 else ''}, "
-          f"{time.monotonic() - started:.1f} s")
+    if warning:
+        write_line_to_stderr(warning)
+    return (f"{arguments.out_dir}: {len(weights)} tensors, {len(adapter.pairs)} of them merged (r = {adapter.r}, scaling = "
+            f"{adapter.scaling:g}), {arguments.dtype}, {total:,} bytes in {len(shards)} file{'s' if len(shards) > 1 else ''}, "
+            f"{time.monotonic() - started:.1f} s\n")
 
 
 def write_weights(directory, shards, dtype, adapter, total):
@@ -131,10 +143,11 @@ def merged_blocks(tensor, dtype, adapter):
     for begin, end in tensor.row_blocks():
         stored = read_rows(tensor, begin, end)
         if pair or tensor.dtype != dtype:
-            values = to_float32(stored, tensor.dtype)
-            if pair:
-                values += np.float32(adapter.scaling) * (b[begin:end] @ a)
-            stored = from_float32(values, dtype)
+            with np.errstate(over="ignore", invalid="ignore"):  # found below
+                values = to_float32(stored, tensor.dtype)
+                if pair:
+                    values += np.float32(adapter.scaling) * (b[begin:end] @ a)
+                stored = from_float32(values, dtype)
         if not is_finite(stored, dtype):
             raise UserError(BAD_FILE, tensor.path, f"{tensor.name} would hold numbers that are not finite",
                             "choose --dtype bfloat16" if dtype == "F16" else "take the model from its publisher again")
@@ -145,7 +158,8 @@ def write_index(directory, shards, total):
     if len(shards) == 1:
         return
     weight_map = {t.name: shard_name(i, len(shards)) for i, tensors in enumerate(shards) for t in tensors}
-    write_json(os.path.join(directory, INDEX), {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_text(os.path.join(directory, INDEX), json.dumps(index, indent=2) + "\n")
 
 
 def set_dtype(config, dtype):
@@ -154,9 +168,18 @@ def set_dtype(config, dtype):
         config[key] = dtype
 
 
-def write_json(path, value):
+def json_text(path, value):
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        text.encode()
+    except (RecursionError, ValueError) as error:  # nested deeply; half a surrogate pair
+        raise UserError(BAD_FILE, path, f"cannot be written again ({str(error)[:100]})", AGAIN)
+    return text
+
+
+def write_text(path, text):
     with open(path, "w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
@@ -178,25 +201,36 @@ def put_in_place(partial, out):
     except BaseException:
         os.rename(old, out)
         raise
-    shutil.rmtree(old)
+    try:
+        shutil.rmtree(old)
+    except OSError as error:
+        raise UserError(IO, old, f"cannot be removed ({error.strerror}), the model before", f"remove it; {out} is written")
 
 
-def warn_of_tokenizer(arguments):
+def tokenizer_warning(arguments):
     theirs, ours = (os.path.join(d, "tokenizer.json") for d in (arguments.adapter_dir, arguments.model_dir))
     if os.path.isfile(theirs) and not (os.path.isfile(ours) and sha256_of_file(theirs) == sha256_of_file(ours)):
-        print(f"merge: warning: {theirs}: another tokenizer than the model's, which was copied", file=sys.stderr)
+        return f"merge: warning: {theirs}: another tokenizer than the model's, which was copied"
+    return ""
 
 
 def main(argv):
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = [(number, signal.signal(number, signal.default_int_handler)) for number in SIGNALS]
     try:
-        merge(parse_arguments(argv))
+        arguments = parse_arguments(argv)
+        write_out(merge(arguments), f"{arguments.out_dir} is written all the same")
     except UserError as error:
-        print(f"merge: error: {error}", file=sys.stderr)
+        write_line_to_stderr(f"merge: error: {error}")
         return error.code
+    except OSError as error:
+        write_line_to_stderr(f"merge: error: {error.filename}: cannot be read ({error.strerror}); check the rights and the file system")
+        return IO
     except KeyboardInterrupt:
-        print("merge: stopped; nothing was written", file=sys.stderr)
+        write_line_to_stderr("merge: stopped; nothing was written")
         return 130
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
     return 0
 
 

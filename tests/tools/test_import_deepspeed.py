@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -239,6 +240,20 @@ class ImportDeepSpeed(unittest.TestCase):
         for i in range(1, 9):
             bomb += f"a{i}: &a{i} {{" + ", ".join(f"k{j}: *a{i - 1}" for j in range(30)) + "}\n"
         self.refused(3, "more than 10000 keys", "num_processes: 1\n" + bomb)
+        for leaf in ("{x: null}", "[lol, lol]"):
+            chain = "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 28))
+            self.refused(3, "more than", f"zero_optimization: {{stage: 1}}\na0: &a0 {leaf}\n" + chain)
+        twice = ", ".join(f'"k{i}": 1' for i in range(60_000))
+        self.refused(3, "k59999 stands twice", "{" + twice + ', "k59999": 1}', name="in.json")
+        for text in ("fp16: {enabled: !!bool foo}", 'train_batch_size: !!int ""', 'train_batch_size: !!timestamp "x"'):
+            self.refused(3, "neither JSON nor YAML", text + "\n")
+        self.refused(3, "plain text", "a: &a {x: 1}\nb: {<<: *a}\n")
+        self.refused(3, "nested more than", "zero_optimization: &a\n  b: *a\n")
+        self.refused(3, "nested more than", "zero_optimization:\n  b: &a [*a]\n")
+        for betas in ([10**400, 0.9], "00", [True, 0, 0], [False, 0]):
+            self.refused(3, "two numbers|1024 bits", {"optimizer": {"type": "Adam", "params": {"betas": betas}}})
+        self.refused(3, "1024 bits", {"train_batch_size": 10**400})
+        self.refused(3, "below 2\\^63", {"train_batch_size": 10**30})
         for changes, pattern in (({"train_batch_size": 0}, "train_batch_size is 0, wanted an integer of at least 1"),
                                  ({"train_batch_size": 1.5}, "is 1.5"), ({"train_batch_size": [1]}, "wanted a number"),
                                  ({"gradient_clipping": -1}, "gradient_clipping is -1"), ({"gradient_clipping": True}, "is true"),
@@ -284,6 +299,18 @@ class ImportDeepSpeed(unittest.TestCase):
                                   env={**os.environ, "PYTHONPATH": self.directory})
             self.assertEqual(done.returncode, code, done.stderr)
             self.assertNotIn(b"Traceback", done.stderr)
+
+    def test_output_that_takes_nothing(self):
+        command = f"{sys.executable} {os.path.join(model_dirs.ROOT, 'tools', 'import_deepspeed.py')} {self.write(ACCELERATE)}"
+        for where, code, pattern in ((">/dev/full", 74, r"error: standard output: .+; .+\n"), ("| true", 0, "import_deepspeed: No counterpart"),
+                                     ("2>/dev/full", 0, r"^$"), (">&-", 74, "error: standard output")):
+            done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{command} {where}"], stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, timeout=60)
+            with self.subTest(where=where):
+                self.assertEqual(done.returncode, code, done.stderr)
+                self.assertRegex(done.stderr.decode(), pattern)
+                self.assertNotIn(b"Traceback", done.stderr)
+                self.assertNotIn(b"Exception", done.stderr)
 
     @unittest.skipUnless(os.path.exists(BINARY), f"{BINARY} is not built")
     def test_utrain_takes_it(self):

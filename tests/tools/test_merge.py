@@ -265,7 +265,10 @@ class Merge(unittest.TestCase):
         weights = os.path.join(model, "model.safetensors")
         with open(weights, "rb") as file:
             whole = file.read()
-        for content, pattern in ((whole[:-4], "has bytes"), (whole[:100], "no whole safetensors file"), (b"", "0 bytes"),
+        meta = whole.replace(b'{"format":"pt"}', b'5              ')
+        for content, pattern in ((whole[:-4], "has bytes"), (whole + b"tail", "4 bytes found after the last tensor"),
+                                 (meta, "__metadata__"), (whole.replace(b'[320,64]', b'[32.,64]').replace(b"32.", b"3.0"), "no list"),
+                                 (whole.replace(b"layers.1.mlp.up_p", b"layers.1.mlp.up\\n"), r"up\\\\?n"), (whole[:100], "no whole safetensors file"), (b"", "0 bytes"),
                                  (whole[:8] + b"[" + whole[9:], "damaged"), (whole.replace(b'"F32"', b'"I32"'), "I32"),
                                  (whole.replace(b"[320,64]", b"[320,65]"), "its shape takes"),
                                  (whole.replace(b"layers.1.mlp.up_proj", b"layers.0.mlp.up_proj"), "stands twice")):
@@ -281,6 +284,35 @@ class Merge(unittest.TestCase):
         self.refused(3, "pickled", model=model)
         model_dirs.write_json(os.path.join(model, "model.safetensors.index.json"), {"weight_map": {"a": "../x.safetensors"}})
         self.refused(3, "names the shard", model=model)
+        values = model_values(LLAMA)
+        del values["lm_head.weight"]
+        write_tensors(weights, values)
+        self.refused(3, "no lm_head.weight", model=model)
+
+    def test_tensor_without_elements(self):
+        model, values = self.copy(LLAMA, "model"), model_values(LLAMA)
+        tensors = [Tensor(name, "F32", v.shape, "", 0) for name, v in values.items()] + [Tensor("none", "F32", (1 << 62, 0), "", 0)]
+        write_file(os.path.join(model, "model.safetensors"), tensors, "F32", lambda t: [values[t.name]] if t.name in values else [])
+        self.merged(model=model)
+        self.assertEqual(read_model_weights(self.out)["none"].shape, (1 << 62, 0))
+
+    def test_numbers_too_large(self):
+        for key, value in (("r", 10**400), ("lora_alpha", 10**400), ("lora_alpha", 1e300)):
+            self.refused(3, f"{key} is 1", adapter=self.copy(ADAPTER, "adapter", **{key: value}))
+        self.refused(2, "max-shard-size", options=("--max-shard-size=" + "9" * 400,))
+        code, _, err = self.run_tool(LLAMA, ADAPTER, "")
+        self.assertEqual(code, 2)
+        self.assertIn("OUT_DIR is empty", err)
+
+    def test_output_that_takes_nothing(self):
+        command = f"{sys.executable} {os.path.join(model_dirs.ROOT, 'tools', 'merge.py')} {LLAMA} {ADAPTER} {self.out} --overwrite"
+        for where, code, pattern in ((">/dev/full", 74, "is written all the same\n$"), ("| true", 0, "^$")):
+            done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{command} {where}"], stderr=subprocess.PIPE, timeout=60)
+            with self.subTest(where=where):
+                self.assertEqual(done.returncode, code, done.stderr)
+                self.assertRegex(done.stderr.decode(), pattern)
+                self.assertEqual(len(done.stderr.splitlines()), 1 if code else 0)
+                self.assertEqual(os.listdir(self.directory), ["out"])
 
     def test_too_large_for_float16(self):
         model = self.copy(LLAMA, "model")
@@ -329,7 +361,8 @@ class Merge(unittest.TestCase):
 
     def test_memory_is_that_of_blocks(self):
         """A tensor of 256 MB takes far less: the process that merges it stays below."""
-        model, adapter = self.copy(LLAMA, "model"), self.copy(ADAPTER, "adapter", target_modules=["q_proj"])
+        model = self.copy(LLAMA, "model", tie_word_embeddings=True)
+        adapter = self.copy(ADAPTER, "adapter", target_modules=["q_proj"])
         big = Tensor("model.layers.0.self_attn.q_proj.weight", "F32", (4096, 16384), "", 0)
         row = np.ones((64, 16384), np.float32)
         write_file(os.path.join(model, "model.safetensors"), [big], "F32", lambda _: (row for _ in range(64)))

@@ -206,10 +206,11 @@ def take_optimizer(keys, out):
     betas = keys.take(at + "betas", "train.betas")
     if betas is not None:
         try:
-            pair = [float(beta) for beta in betas]
-        except (TypeError, ValueError):
+            # A text is a list to Python as well, of its digits.
+            pair = [float(beta) for beta in betas if not isinstance(beta, bool)] if isinstance(betas, list) else []
+        except (TypeError, ValueError, OverflowError):
             pair = []
-        if len(pair) != 2 or not all(0 <= beta < 1 for beta in pair):
+        if len(pair) != 2 or len(betas) != 2 or not all(0 <= beta < 1 for beta in pair):
             raise keys.bad(at + "betas", betas, "two numbers in [0, 1)")
         out.set("train.betas", pair, f"{keys.label(at + 'betas')} = {shown(pair)}")
     take_number(keys, out, at + "eps", "train.eps", positive=True)

@@ -9,6 +9,8 @@ from .safetensors_file import Tensor, read_header
 
 AGAIN = "take the model from its publisher again"
 INDEX = "model.safetensors.index.json"
+# Without tie_word_embeddings in config.json. Other families tie, or are no causal language models.
+UNTIED_BY_DEFAULT = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def read_model_weights(path) -> Dict[str, Tensor]:
@@ -36,6 +38,12 @@ def read_model_weights(path) -> Dict[str, Tensor]:
     if missing:
         raise UserError(BAD_FILE, index, f"{missing[0]} ({len(missing)} in all) is not in the shard that the index names", AGAIN)
     return weights
+
+
+def check_head(path, config, weights):
+    """An untied model has its own head: without it, what is written could not be loaded."""
+    if config.get("model_type") in UNTIED_BY_DEFAULT and not config.get("tie_word_embeddings") and "lm_head.weight" not in weights:
+        raise UserError(BAD_FILE, path, "no lm_head.weight found, which a model without tie_word_embeddings has", AGAIN)
 
 
 def plan_shards(tensors, element_bytes, max_bytes):

@@ -3,6 +3,7 @@
 adapter_config.json, and in adapter_model.safetensors base_model.model.MODULE.lora_A.weight [r, in] and .lora_B.weight [out, r].
 Whatever else PEFT can do, or will, is refused: a merge without it would be another model.
 """
+import json
 import math
 import os
 import re
@@ -16,6 +17,8 @@ from data.model_dir import read_json
 from .safetensors_file import Tensor, is_finite, read_header, read_rows, to_float32
 
 ONLY_PLAIN = "only a plain LoRA adapter can be merged; merge this one with PEFT"
+MAX_R = (1 << 31) - 1
+MAX_ALPHA = float(np.finfo(np.float32).max)
 DAMAGED = "the adapter is of another model, or damaged"
 # These change no number, whatever their value, or which tensors there are, which the file itself says.
 NEUTRAL = {"auto_mapping", "inference_mode", "megatron_core", "peft_version", "revision", "parent_library", "qalora_group_size",
@@ -57,7 +60,7 @@ def read_adapter(path):
 
 def read_scaling(file, config):
     def refuse(key, wanted):
-        raise UserError(BAD_FILE, file, f"{key} is {config.get(key)!r}, wanted {wanted}", ONLY_PLAIN)
+        raise UserError(BAD_FILE, file, f"{key} is {json.dumps(config.get(key))[:80]}, wanted {wanted}", ONLY_PLAIN)
 
     if config.get("peft_type") != "LORA":
         refuse("peft_type", '"LORA"')
@@ -69,10 +72,10 @@ def read_scaling(file, config):
         if key not in NEUTRAL | READ and value not in (None, False) and value != [] and value != {}:
             refuse(key, "it off")
     r, alpha, rslora = config.get("r"), config.get("lora_alpha"), config.get("use_rslora") or False
-    if not isinstance(r, int) or isinstance(r, bool) or r < 1:
-        refuse("r", "a positive integer")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        refuse("lora_alpha", "a number")
+    if not isinstance(r, int) or isinstance(r, bool) or not 1 <= r <= MAX_R:
+        refuse("r", f"an integer from 1 to {MAX_R}")
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not abs(alpha) <= MAX_ALPHA:
+        refuse("lora_alpha", "a number that float32 holds")
     if not isinstance(rslora, bool):
         refuse("use_rslora", "true or false")
     targets = config.get("target_modules")

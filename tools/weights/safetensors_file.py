@@ -14,6 +14,9 @@ import numpy as np
 from data.errors import BAD_FILE, IO, UserError
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_NAME_BYTES = 512
+MAX_RANK = 8
+MAX_SIZE = (1 << 63) - 1
 BLOCK_ELEMENTS = 1 << 22
 # What can be read as float32, and written again in one rounding.
 STORED = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -33,13 +36,15 @@ class Tensor(NamedTuple):
         return math.prod(self.shape[1:])
 
     def row_blocks(self):
-        """[(first row, last row + 1)], each of about BLOCK_ELEMENTS."""
-        rows = max(1, BLOCK_ELEMENTS // max(1, self.row_elements()))
+        """[(first row, last row + 1)], each of about BLOCK_ELEMENTS; none of a tensor that has no element."""
+        if not self.row_elements():
+            return []
+        rows = max(1, BLOCK_ELEMENTS // self.row_elements())
         return [(a, min(a + rows, self.rows())) for a in range(0, self.rows(), rows)]
 
 
 def read_header(path, remedy):
-    """{name: Tensor} of one file, checked against its length."""
+    """{name: Tensor} of one file, in which the tensors fill the data without hole, overlap or tail."""
     def bad(what):
         return UserError(BAD_FILE, path, what, remedy)
 
@@ -55,24 +60,49 @@ def read_header(path, remedy):
             text = file.read(header_bytes)
     except OSError as error:
         raise UserError(IO, path, f"cannot be read ({error.strerror})", "check the rights and the file system")
+    data_begin, tensors, ends = 8 + header_bytes, {}, {}
     try:
-        header = json.loads(text, object_pairs_hook=without_duplicates)
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        tensors = {name: Tensor(name, entry["dtype"], tuple(entry["shape"]), path, 8 + header_bytes + entry["data_offsets"][0])
-                   for name, entry in entries.items()}
-        ends = {name: 8 + header_bytes + entry["data_offsets"][1] for name, entry in entries.items()}
-        whole = all(isinstance(n, int) and n >= 0 for t in tensors.values() for n in t.shape)
+        header = json.loads(text.decode(), object_pairs_hook=without_duplicates)
+        check_metadata(header.pop("__metadata__", None))
+        for name, entry in header.items():
+            dtype, shape, (begin, end) = checked_entry(name, entry)
+            tensors[name], ends[name] = Tensor(name, dtype, shape, path, data_begin + begin), data_begin + end
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise bad(f"the header is damaged ({type(error).__name__}: {error})")
-    if not whole:
-        raise bad("the header is damaged: a shape is no list of numbers")
-    for tensor in tensors.values():
+        raise bad(f"the header is damaged ({error})")
+    expected = data_begin
+    for tensor in sorted(tensors.values(), key=lambda t: (t.begin, ends[t.name])):
         if tensor.dtype not in STORED:
-            raise bad(f"{tensor.name} is {tensor.dtype}, wanted F32, F16, BF16 or F64: a quantized model cannot be merged into")
+            raise bad(f"{tensor.name} is {tensor.dtype[:20]}, wanted F32, F16, BF16 or F64: a quantized model cannot be merged into")
         wanted = math.prod(tensor.shape) * STORED[tensor.dtype].itemsize
-        if not 8 + header_bytes <= tensor.begin <= ends[tensor.name] <= size or ends[tensor.name] - tensor.begin != wanted:
+        if not data_begin <= tensor.begin <= ends[tensor.name] <= size or ends[tensor.name] - tensor.begin != wanted:
             raise bad(f"{tensor.name} has bytes [{tensor.begin}, {ends[tensor.name]}) of {size}, its shape takes {wanted}")
+        if tensor.begin != expected:
+            raise bad(f"{tensor.name} begins at byte {tensor.begin}, wanted {expected}: a hole or an overlap")
+        expected = ends[tensor.name]
+    if expected != size:
+        raise bad(f"{size - expected} bytes found after the last tensor")
     return tensors
+
+
+def check_metadata(metadata):
+    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
+        raise ValueError("__metadata__ is no object of texts")
+
+
+def checked_entry(name, entry):
+    """(dtype, shape, data_offsets)"""
+    if len(name.encode()) > MAX_NAME_BYTES or any(c < " " or c == "\x7f" for c in name):
+        raise ValueError(f"{name[:60]!r} is no name: of more than {MAX_NAME_BYTES} bytes, or with control characters")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"} or not isinstance(entry["dtype"], str):
+        raise ValueError(f"{name} has not the keys dtype, shape and data_offsets alone")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    for key, sizes in (("shape", shape), ("data_offsets", offsets)):
+        # type(), since a bool is an int to isinstance.
+        if not isinstance(sizes, list) or not all(type(n) is int and 0 <= n <= MAX_SIZE for n in sizes):
+            raise ValueError(f"{key} of {name} is no list of sizes")
+    if len(shape) > MAX_RANK or len(offsets) != 2:
+        raise ValueError(f"{name} has {len(shape)} dimensions and {len(offsets)} data_offsets, wanted at most {MAX_RANK}, and 2")
+    return entry["dtype"], tuple(shape), offsets
 
 
 def without_duplicates(pairs):
