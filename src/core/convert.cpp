@@ -61,6 +61,7 @@ void each_back(const void* x, int64_t n, float* y, F f) {
 }  // namespace
 
 void from_float(DType dtype, const float* x, int64_t n, void* out) {
+  if (n == 0) return;  // x and out may be null
   switch (dtype) {
     case DType::f32: std::memcpy(out, x, static_cast<size_t>(n) * sizeof(float)); return;
     case DType::bf16: return each<uint16_t>(x, n, out, bf16_bits);
@@ -72,6 +73,7 @@ void from_float(DType dtype, const float* x, int64_t n, void* out) {
 }
 
 void to_float(DType dtype, const void* x, int64_t n, float* out) {
+  if (n == 0) return;
   switch (dtype) {
     case DType::f32: std::memcpy(out, x, static_cast<size_t>(n) * sizeof(float)); return;
     case DType::bf16: return each_back<uint16_t>(x, n, out, from_bf16);
