@@ -164,6 +164,28 @@ void RecordingBackend::download_end(void* host, int64_t ticket) {
   std::memset(host, 0, static_cast<size_t>(bytes));
 }
 
+int64_t RecordingBackend::copy_in_begin(void* device, const void* host, int64_t bytes) {
+  int64_t ticket = 0;
+  if (inner_ != nullptr) ticket = inner_->copy_in_begin(device, host, bytes);
+  if (recording_) count({"copy_in", "", bytes_only(bytes), {}});
+  return ticket;
+}
+
+int64_t RecordingBackend::copy_out_begin(void* host, const void* device, int64_t bytes) {
+  int64_t ticket = 0;
+  if (inner_ != nullptr) ticket = inner_->copy_out_begin(host, device, bytes);
+  if (recording_) count({"copy_out", "", bytes_only(bytes), {}});
+  return ticket;
+}
+
+void RecordingBackend::copy_wait(int64_t ticket) {
+  if (inner_ != nullptr) inner_->copy_wait(ticket);
+}
+
+void RecordingBackend::copy_wait_host(int64_t ticket) {
+  if (inner_ != nullptr) inner_->copy_wait_host(ticket);
+}
+
 int64_t RecordingBackend::moment() {
   return inner_ != nullptr ? inner_->moment() : 0;
 }

@@ -24,7 +24,8 @@ Trainer::Trainer(const Job& job, Backend& backend, Collectives& collectives,
 
 void Trainer::load() {
   plan_.emplace(job_.plan());
-  arena_.place(backend_.allocate(arena_.bytes()));
+  if (arena_.host_bytes() > 0) host_memory_ = backend_.allocate_host(arena_.host_bytes());
+  arena_.place(backend_.allocate(arena_.bytes()), host_memory_.get());
   const auto seed = static_cast<uint64_t>(job_.config.train.seed);
   const auto source = job_.config.model.init == "random"
                           ? random_weights(job_.architecture, seed)

@@ -95,6 +95,7 @@ class Trainer {
   Collectives& collectives_;
   std::optional<BatchPlan> plan_;  // from load() on: it reads all the data
   Arena arena_;
+  std::shared_ptr<void> host_memory_;  // the arena's
   ModelState state_;
   Activations activations_;
   Transformer model_;
