@@ -23,6 +23,12 @@ bool wants_cuda(const std::string& backend) {
   return backend == "cuda" || (backend == "auto" && !visible_gpus().empty());
 }
 
+// In one node the group would be the world.
+bool shards_in_nodes(const Config& config, const World& world) {
+  return config.parallel.strategy == "zero3" && config.parallel.shard_group == "node" &&
+         world.n_nodes() > 1;
+}
+
 // The part that a rank may plan for; the rest is left to the system, the driver and libraries.
 int64_t share_of(int64_t bytes, int ranks) {
   return static_cast<int64_t>(0.9 * static_cast<double>(bytes)) / ranks;
@@ -45,6 +51,8 @@ Machine open_cpu(const Config& config, const World& world) {
     budget = share_of(available_memory(), world.local_size());
   });
   machine.collectives = std::make_unique<MpiCollectives>(world);
+  if (shards_in_nodes(config, world))
+    machine.node_collectives = std::make_unique<MpiCollectives>(world.node_group());
   machine.memory_budget = -machine.collectives->all_reduce_max(-budget);
   machine.host_memory_budget = machine.memory_budget;
   machine.description = fmt::format("{}, {} thread{} a rank", machine.backend->name(), threads,
@@ -93,7 +101,7 @@ std::vector<std::string> once_each(const std::vector<std::string>& names,
 int64_t gpu_budget(const Machine& machine, int device, int ranks, double cap_gb) {
   auto bytes = static_cast<double>(share_of(gpu_free_bytes(device), ranks));
   if (cap_gb > 0.0) {
-    const int64_t held = machine.backend->reserve_bytes() + machine.collectives->reserve_bytes();
+    const int64_t held = machine.reserve_bytes();
     bytes = std::min(bytes, cap_gb * 1e9 - static_cast<double>(held));
     if (bytes <= 0.0) {
       fail(ExitCode::usage, "run.gpu_memory_gb",
@@ -103,6 +111,14 @@ int64_t gpu_budget(const Machine& machine, int device, int ranks, double cap_gb)
     }
   }
   return static_cast<int64_t>(bytes);
+}
+
+// Collective over all ranks. first: other collectives of these, or null.
+std::unique_ptr<Collectives> open_collectives(const World& world, const RankGroup& group,
+                                              Backend& backend, bool nccl,
+                                              const Collectives* first = nullptr) {
+  if (nccl) return open_nccl_collectives(world, group, backend, {.beside = first});
+  return std::make_unique<StagedCollectives>(std::make_unique<MpiCollectives>(group), backend);
 }
 
 Machine open_cuda(const Config& config, const World& world) {
@@ -124,11 +140,10 @@ Machine open_cuda(const Config& config, const World& world) {
   world.agree("the versions of CUDA and NCCL", versions);
   const std::vector<std::string> places = world.gather_text(world.host() + " " + gpu.uuid);
   const int ranks = ranks_on_gpu(world, places, wish == "mpi");
-  if (nccl)
-    machine.collectives = open_nccl_collectives(world, *machine.backend);
-  else
-    machine.collectives = std::make_unique<StagedCollectives>(
-        std::make_unique<MpiCollectives>(world), *machine.backend);
+  machine.collectives = open_collectives(world, world.all_ranks(), *machine.backend, nccl);
+  if (shards_in_nodes(config, world))
+    machine.node_collectives = open_collectives(world, world.node_group(), *machine.backend, nccl,
+                                                machine.collectives.get());
   int64_t budget = 0, host_budget = 0;
   world.together([&] {
     budget = gpu_budget(machine, device, ranks, config.run.gpu_memory_gb);
@@ -162,6 +177,12 @@ std::vector<std::string> gpu_warnings(const World& world) {
 }
 
 }  // namespace
+
+int64_t Machine::reserve_bytes() const {
+  int64_t bytes = backend->reserve_bytes() + collectives->reserve_bytes();
+  if (node_collectives) bytes += node_collectives->reserve_bytes();
+  return bytes;
+}
 
 void check_host_memory(const Arena& arena, const Machine& machine) {
   const bool is_device = machine.gpus.empty();

@@ -21,11 +21,11 @@ std::string more_gpu_memory(const Job& job) {
 
 }  // namespace
 
-std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collectives& collectives,
+std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, const Groups& groups,
                                         int64_t budget) {
   const int64_t L = job.architecture.n_layers;
   const auto bytes_of = [&](const std::vector<Recompute>& policy) {
-    return Trainer(job, backend, collectives, policy).arena().bytes();
+    return Trainer(job, backend, groups, policy).arena().bytes();
   };
   // k of the L layers compute again with `some`, the others with `rest`.
   const auto mixed = [&](Recompute some, Recompute rest, int64_t k) {
@@ -56,7 +56,7 @@ std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collec
     policy = fewest(Recompute::mlp, Recompute::keep);
     if (bytes_of(policy) > budget) policy = fewest(Recompute::block, Recompute::mlp);
   }
-  const Trainer chosen(job, backend, collectives, policy);
+  const Trainer chosen(job, backend, groups, policy);
   const int64_t needed = chosen.arena().bytes();
   if (needed > budget) {
     const std::string found =

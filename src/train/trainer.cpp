@@ -8,12 +8,12 @@
 
 namespace utrain {
 
-Trainer::Trainer(const Job& job, Backend& backend, Collectives& collectives,
+Trainer::Trainer(const Job& job, Backend& backend, const Groups& groups,
                  std::vector<Recompute> policy)
     : job_(job),
       backend_(backend),
-      collectives_(collectives),
-      state_(job.architecture, job.model_options(), backend, collectives, arena_),
+      collectives_(groups.world),
+      state_(job.architecture, job.model_options(), backend, groups, arena_),
       activations_(job.architecture, state_.adapters(), backend, job.pass_capacity(),
                    std::move(policy), arena_),
       model_(job.architecture, state_.parts(), activations_, backend, arena_,

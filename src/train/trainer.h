@@ -44,8 +44,7 @@ inline constexpr std::array<const char*, 4> kPhaseNames = {"forward_backward", "
 class Trainer {
  public:
   // Declares all memory. policy: see choose_recompute.
-  Trainer(const Job& job, Backend& backend, Collectives& collectives,
-          std::vector<Recompute> policy);
+  Trainer(const Job& job, Backend& backend, const Groups& groups, std::vector<Recompute> policy);
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 

@@ -1,0 +1,16 @@
+// The groups of ranks that hold a model together. Implicit from one group: it is both.
+#pragma once
+
+#include "comm/collectives.h"
+
+namespace utrain {
+
+struct Groups {
+  Groups(Collectives& all) : world(all), base(all) {}
+  Groups(Collectives& of_world, Collectives& of_base) : world(of_world), base(of_base) {}
+
+  Collectives& world;  // of what is trained, and of sums
+  Collectives& base;   // of zero3's frozen base: world, or the ranks of a node
+};
+
+}  // namespace utrain
