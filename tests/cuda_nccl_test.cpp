@@ -93,11 +93,12 @@ std::unique_ptr<Collectives> connect(Backend& backend, const NcclOptions& option
 
 // ---- in every rank ----
 
-// Every call on n elements against MPI.
+// Every call on n elements against MPI, in a group of ranks.
 template <class T>
-void expect_same_as_mpi(Device& gpu, Collectives& nccl, int64_t n, int64_t offset) {
+void expect_same_as_mpi(Device& gpu, Collectives& nccl, const RankGroup& group, int64_t n,
+                        int64_t offset) {
   SCOPED_TRACE(fmt::format("n {} offset {} {}", n, offset, name_of(dtype_of<T>)));
-  MpiCollectives mpi(*world);
+  MpiCollectives mpi(group);
   const int rank = nccl.rank(), ranks = nccl.size();
   const std::vector<T> own = part<T>(rank, n);
   std::vector<T> sum = own;
@@ -136,6 +137,11 @@ void expect_same_as_mpi(Device& gpu, Collectives& nccl, int64_t n, int64_t offse
     EXPECT_TRUE(same_bits(gpu.read<T>(x), part<T>(root, n))) << "root " << root;
   }
   EXPECT_EQ(nccl.number(), 5 + ranks);
+}
+
+template <class T>
+void expect_same_as_mpi(Device& gpu, Collectives& nccl, int64_t n, int64_t offset) {
+  expect_same_as_mpi<T>(gpu, nccl, world->all_ranks(), n, offset);
 }
 
 TEST(InRanks, SumsInRankOrder) {
@@ -254,6 +260,70 @@ TEST(InRanks, ReducesScalars) {
   nccl->barrier();
   EXPECT_EQ(nccl->number(), 4);
   EXPECT_GE(nccl->reserve_bytes(), (1 << 20) * 9 / 10);
+}
+
+// ---- in every rank, two of which are a node ----
+
+std::unique_ptr<Collectives> connect_node(Backend& backend, const Collectives& beside) {
+  return open_nccl_collectives(*world, world->node_group(), backend, {.beside = &beside});
+}
+
+TEST(InRanks, OfANodeSumInRankOrder) {
+  Device gpu;
+  const auto all = connect(gpu.backend(), {.scratch_bytes = 30000});
+  for (const int64_t n : {0, 1025, 24576, 100003}) {
+    const auto node = connect_node(gpu.backend(), *all);
+    EXPECT_EQ(node->rank(), world->rank() % 2);
+    EXPECT_EQ(node->size(), world->local_size());
+    expect_same_as_mpi<float>(gpu, *node, world->node_group(), n, n % 4);
+  }
+}
+
+// As a step makes them: gathers in the node and sums over all, many under way, waited for later.
+TEST(InRanks, OfANodeKeepTheirPlaceBesideThoseOfAll) {
+  Device gpu;
+  auto all = connect(gpu.backend(), {.scratch_bytes = 1 << 20});
+  const auto node = connect_node(gpu.backend(), *all);
+  MpiCollectives mpi(*world);
+  constexpr int64_t n = 30000, n_work = int64_t{16} << 20;
+  constexpr int n_layers = 8;
+  const int rank = world->rank(), ranks = world->size(), first = rank / 2 * 2;
+  const std::vector<float> own = part<float>(rank, n), weights = part<float>(50 + first, n);
+  std::vector<float> sum = own;
+  mpi.all_reduce_sum(view(sum));
+  const std::vector<float> sum_slice = slice_of(sum, rank, ranks);
+  const std::vector<float> weights_slice = slice_of(weights, node->rank(), node->size());
+
+  const Tensor work = gpu.tensor<float>(n_work), shard = gpu.tensor<float>(std::ssize(sum_slice));
+  const Tensor home = gpu.tensor<float>(std::ssize(weights_slice));
+  gpu.write(home, weights_slice);
+  std::vector<Tensor> gathered, summed;
+  for (int l = 0; l < n_layers; ++l) {
+    gathered.push_back(gpu.tensor<float>(n));
+    summed.push_back(gpu.tensor<float>(n));
+    gpu.write(summed.back(), own);
+  }
+  for (int turn = 0; turn < 3; ++turn) {
+    for (int l = 0; l < n_layers; ++l) {
+      const auto i = static_cast<size_t>(l);
+      gpu.backend().zero(gathered[i]);
+      node->begin_all_gather(gathered[i], home);
+      const int64_t number = node->number();
+      gpu.backend().zero(work);
+      all->begin_reduce_scatter_sum(shard, summed[i]);
+      if (l % 3 == 0) node->wait(number);
+    }
+    EXPECT_EQ(all->all_reduce_max(rank), ranks - 1);
+    all->finish();
+    EXPECT_TRUE(same_bits(gpu.read<float>(shard), sum_slice)) << "turn " << turn;
+    node->finish();
+    for (const Tensor& unit : gathered)
+      ASSERT_TRUE(same_bits(gpu.read<float>(unit), weights)) << "turn " << turn;
+  }
+  all.reset();  // either may go first
+  gpu.backend().zero(gathered[0]);
+  node->all_gather(gathered[0], home);
+  EXPECT_TRUE(same_bits(gpu.read<float>(gathered[0]), weights));
 }
 
 // ---- one rank, NCCL itself ----
@@ -376,9 +446,9 @@ int run_role(const std::string& role, int argc, char** argv) {
                                nccl_unique_id());
       return 0;
     }
-    World session(&argc, &argv);
+    World session(&argc, &argv, {.ranks_per_node = 2});
     world = &session;
-    if (role == "own") device = world->local_rank();
+    if (role == "own") device = world->rank();
     return RUN_ALL_TESTS();
   } catch (const Error& error) {
     fmt::print(stderr, "utrain: error: {}\n", error.what());
