@@ -6,7 +6,7 @@ namespace utrain {
 
 UnitStore::UnitStore(const Options& options, const Shards& shards, Collectives& collectives,
                      Arena& arena)
-    : options_(options), shards_(shards), collectives_(collectives) {
+    : options_(options), shards_(shards), places_(shards), collectives_(collectives) {
   const auto declare = [&](const std::string& name, int64_t n_elem) {
     ids_.push_back(arena.declare(name, options.dtype, 1, n_elem, options.memory_class));
   };
@@ -15,27 +15,22 @@ UnitStore::UnitStore(const Options& options, const Shards& shards, Collectives& 
       declare(fmt::format("{} of unit {}", options.name, u), shards_.n_elem(u));
     return;
   }
-  std::vector<int64_t> largest(kPlaces + 1, 0);
-  for (int64_t u = 0; u < shards_.n_units(); ++u) {
-    int64_t& place = largest[static_cast<size_t>(place_of(u))];
-    place = std::max(place, shards_.n_elem(u));
-  }
-  for (size_t place = 0; place < largest.size(); ++place)
-    declare(fmt::format("{}, gathered, place {}", options.name, place), largest[place]);
+  for (size_t place = 0; place < places_.size(); ++place)
+    declare(fmt::format("{}, gathered, place {}", options.name, place), places_.n_elem(place));
   declare(options.name + ", own slices", shards_.shard_elems());
-  holds_.assign(largest.size(), -1);
-  gathered_.assign(largest.size(), 0);
+  holds_.assign(places_.size(), -1);
+  gathered_.assign(places_.size(), 0);
 }
 
 void UnitStore::bind(const Arena& arena) {
-  const auto buffer = [&](int64_t i) { return arena[ids_[static_cast<size_t>(i)]]; };
+  const auto buffer = [&](size_t i) { return arena[ids_[i]]; };
   for (int64_t u = 0; u < shards_.n_units(); ++u) {
     if (options_.holding == Holding::whole) {
-      units_.push_back(buffer(u));
+      units_.push_back(buffer(static_cast<size_t>(u)));
       own_.push_back(shards_.own_of_unit(units_.back(), u));
     } else {
-      units_.push_back(buffer(place_of(u)).columns(0, shards_.n_elem(u)));
-      own_.push_back(shards_.own_of_shard(buffer(kPlaces + 1), u));
+      units_.push_back(buffer(places_.of(u)).columns(0, shards_.n_elem(u)));
+      own_.push_back(shards_.own_of_shard(buffer(places_.size()), u));
     }
   }
 }
@@ -43,7 +38,7 @@ void UnitStore::bind(const Arena& arena) {
 void UnitStore::get(int64_t u) {
   if (options_.holding == Holding::whole) return;
   begin_gather(u);
-  collectives_.wait(gathered_[static_cast<size_t>(place_of(u))]);
+  collectives_.wait(gathered_[places_.of(u)]);
   in_use_ = u;
   // The layer before u in the order of the calls is done with: its place takes the one after u.
   // Passes turn round at the ends; the first layer is followed by the second, of the next pass.
@@ -57,7 +52,7 @@ void UnitStore::release(int64_t u) {
 }
 
 void UnitStore::begin_gather(int64_t u) {
-  const auto place = static_cast<size_t>(place_of(u));
+  const size_t place = places_.of(u);
   if (holds_[place] == u) return;
   collectives_.begin_all_gather(unit(u), own(u));
   gathered_[place] = collectives_.number();

@@ -32,6 +32,7 @@ class UnitStore {
   Tensor own(int64_t u) const { return own_.at(static_cast<size_t>(u)); }     // [1, own_elems(u)]
   const Shards& shards() const { return shards_; }
   Holding holding() const { return options_.holding; }
+  MemoryClass memory_class() const { return options_.memory_class; }
 
   // Collective where sharded.
   void get(int64_t u);
@@ -41,13 +42,12 @@ class UnitStore {
   void own_changed();
 
  private:
-  static constexpr int64_t kPlaces = 2;  // one computes, the next is on its way
-  int64_t place_of(int64_t u) const { return u == last_unit() ? kPlaces : u % kPlaces; }
   int64_t last_unit() const { return shards_.n_units() - 1; }
   void begin_gather(int64_t u);
 
   Options options_;
   Shards shards_;
+  Places places_;
   Collectives& collectives_;
   std::vector<Arena::Id> ids_;  // whole: [units]; sharded: [places], then the shard
   std::vector<Tensor> units_, own_;
