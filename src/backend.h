@@ -170,6 +170,8 @@ class Backend {
   virtual int64_t copy_out_begin(void* host, const void* device, int64_t bytes);
   virtual void copy_wait(int64_t /*ticket*/) {}
   virtual void copy_wait_host(int64_t /*ticket*/) {}
+  // Computes on host memory in trainable_dtype, and converts to dtype(): for what is offloaded.
+  virtual std::unique_ptr<Backend> make_host_backend() const;
   // A point in the order of the calls, and the seconds between two of them; waits for `to`. The
   // newest kMoments can be asked for.
   static constexpr int64_t kMoments = 1 << 16;

@@ -13,6 +13,7 @@ UnitStore::UnitStore(const Options& options, const Shards& shards, Collectives& 
   if (options.holding == Holding::whole) {
     for (int64_t u = 0; u < shards_.n_units(); ++u)
       declare(fmt::format("{} of unit {}", options.name, u), shards_.n_elem(u));
+    gathered_.assign(ids_.size(), 0);
     return;
   }
   for (size_t place = 0; place < places_.size(); ++place)
@@ -36,7 +37,12 @@ void UnitStore::bind(const Arena& arena) {
 }
 
 void UnitStore::get(int64_t u) {
-  if (options_.holding == Holding::whole) return;
+  if (options_.holding == Holding::whole) {
+    int64_t& number = gathered_[static_cast<size_t>(u)];
+    if (number > 0) collectives_.wait(number);
+    number = 0;
+    return;
+  }
   begin_gather(u);
   collectives_.wait(gathered_[places_.of(u)]);
   in_use_ = u;
@@ -60,10 +66,17 @@ void UnitStore::begin_gather(int64_t u) {
 }
 
 void UnitStore::own_changed() {
-  std::fill(holds_.begin(), holds_.end(), -1);
-  if (options_.holding == Holding::sharded) return;
-  for (int64_t u = 0; u < shards_.n_units(); ++u) collectives_.begin_all_gather(unit(u), own(u));
-  collectives_.finish();
+  for (int64_t u = 0; u < shards_.n_units(); ++u) own_changed(u);
+  if (options_.holding == Holding::whole) collectives_.finish();
+}
+
+void UnitStore::own_changed(int64_t u) {
+  if (options_.holding == Holding::whole) {
+    collectives_.begin_all_gather(unit(u), own(u));
+    gathered_[static_cast<size_t>(u)] = collectives_.number();
+  } else if (int64_t& held = holds_[places_.of(u)]; held == u) {
+    held = -1;
+  }
 }
 
 }  // namespace utrain

@@ -38,8 +38,9 @@ class UnitStore {
   void get(int64_t u);
   void release(int64_t u);
   // After own() was written on every rank: gathers the units where whole, forgets what was gathered
-  // where sharded. Collective.
+  // where sharded. Of one unit: where whole it is there after get(u). Collective.
   void own_changed();
+  void own_changed(int64_t u);
 
  private:
   int64_t last_unit() const { return shards_.n_units() - 1; }
@@ -51,8 +52,9 @@ class UnitStore {
   Collectives& collectives_;
   std::vector<Arena::Id> ids_;  // whole: [units]; sharded: [places], then the shard
   std::vector<Tensor> units_, own_;
-  std::vector<int64_t> holds_;     // [places] unit, or -1
-  std::vector<int64_t> gathered_;  // [places] number of the call that fills it
+  std::vector<int64_t> holds_;  // [places] unit, or -1
+  std::vector<int64_t>
+      gathered_;  // [places], [units] where whole: number of the call that fills it
   int64_t last_got_ = -1;
   int64_t in_use_ = -1;
 };

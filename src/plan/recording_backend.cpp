@@ -186,6 +186,11 @@ void RecordingBackend::copy_wait_host(int64_t ticket) {
   if (inner_ != nullptr) inner_->copy_wait_host(ticket);
 }
 
+std::unique_ptr<Backend> RecordingBackend::make_host_backend() const {
+  if (inner_ != nullptr) return inner_->make_host_backend();
+  return std::make_unique<RecordingBackend>(trainable_dtype_);
+}
+
 int64_t RecordingBackend::moment() {
   return inner_ != nullptr ? inner_->moment() : 0;
 }

@@ -63,6 +63,7 @@ class RecordingBackend : public Backend {
   int64_t copy_out_begin(void* host, const void* device, int64_t bytes) override;
   void copy_wait(int64_t ticket) override;
   void copy_wait_host(int64_t ticket) override;
+  std::unique_ptr<Backend> make_host_backend() const override;
   int64_t moment() override;
   double seconds(int64_t from, int64_t to) override;
   bool is_asynchronous() const override;

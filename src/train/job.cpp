@@ -191,7 +191,8 @@ ModelState::Options Job::model_options() const {
                             : name == "zero2" ? Strategy::zero2
                             : name == "zero3" ? Strategy::zero3
                                               : Strategy::ddp;
-  return {is_full() ? Method::full : Method::lora, lora, strategy};
+  return {is_full() ? Method::full : Method::lora, lora, strategy,
+          config.parallel.offload_optimizer};
 }
 
 int64_t Job::pass_capacity() const {

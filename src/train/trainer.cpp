@@ -88,6 +88,8 @@ std::vector<StepStats> Trainer::train_step(int64_t step) {
 }
 
 std::vector<StepStats> Trainer::finish_steps() {
+  state_.trainables().finish_update();
+  if (!under_way_.empty()) under_way_.back().end = backend_.moment();
   return collect(0);
 }
 
