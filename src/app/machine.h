@@ -22,6 +22,9 @@ struct Machine {
   std::vector<std::string> warnings;         // what the user should know of the machine
 };
 
+// What model.dtype means on a GPU: "auto" is bfloat16 where the GPU has it, else float16.
+DType dtype_on_gpu(const std::string& dtype, int compute_capability);
+
 // Collective; all ranks leave alike. Fails with usage where the backend, its dtype or the placement
 // is not available.
 Machine open_machine(const Config& config, const World& world);
