@@ -18,7 +18,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr int64_t kShardBytes = 5'000'000'000;  // as save_pretrained
-constexpr int64_t kMaxConfigBytes = 16 << 20;
 
 // A directory that goes again where what belongs into it could not be written whole.
 class NewDirectory {
@@ -45,10 +44,6 @@ FileDType in_file(DType dtype) {
   return dtype == DType::bf16  ? FileDType::bf16
          : dtype == DType::f16 ? FileDType::f16
                                : FileDType::f32;
-}
-
-std::string_view torch_name(DType dtype) {
-  return dtype == DType::bf16 ? "bfloat16" : dtype == DType::f16 ? "float16" : "float32";
 }
 
 bool are_finite(const float* values, int64_t n) {
@@ -92,7 +87,7 @@ class ModelWriter {
     const std::string config_path = source + "/config.json";
     Json config = parse_json(read_text_file(config_path, kMaxConfigBytes), config_path);
     config.set(config.find("dtype") != nullptr ? "dtype" : "torch_dtype",
-               std::string(torch_name(dtype_)));
+               std::string(name_of(dtype_)));
     write_text_file(dir_ + "/config.json", to_pretty_text(config) + "\n");
     for (const fs::directory_entry& entry : fs::directory_iterator(source)) {
       const std::string name = entry.path().filename().string();
