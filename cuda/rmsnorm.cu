@@ -1,11 +1,13 @@
-// y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) over groups of K columns   Zhang &
-// Sennrich 2019, arXiv:1910.07467
+// y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) over groups of K columns
+//   Zhang & Sennrich 2019, arXiv:1910.07467
 //   x, y, h, dx, dy [N, G*K] T   rstd [N, G] float32   weight [1, K] T, shared by the groups
-//   dweight [1, K] float32   forward: y =, rstd =, h =; y may be x, h may be x.
-//   backward: dx = beta * dx + J' dy; beta = 0 does not read dx, and dx may then be dy. dweight +=,
-//   by column_sums.cu. Requires K <= 16384: a group is read once and
-//   stays in registers. h and x * rstd are rounded to T before they go on, as Hugging Face's
-//   modules do. Accumulates in float32. CPU twin and oracle: src/cpu/rmsnorm.h
+//   dweight [1, K] float32
+//   forward: y =, rstd =, h =; y may be x, h may be x.
+//   backward: dx = beta * dx + J' dy; beta = 0 does not read dx, and dx may then be dy.
+//     dweight +=, by column_sums.cu
+//   Requires K <= 16384: a group is read once and stays in registers. h and x * rstd are rounded to
+//   T before they go on, as Hugging Face's modules do. Accumulates in float32.
+//   CPU twin and oracle: src/cpu/rmsnorm.h
 #include "cuda_check.h"
 #include "ops.h"
 #include "reduce.cuh"

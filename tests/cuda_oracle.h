@@ -1,9 +1,10 @@
 // What the tests of CUDA share: an operation on the GPU against the CPU in double, on inputs that
 // the GPU's dtype holds exactly. CudaOperands has the interface of Operands (oracle.h), so that one
 // template runs a call on both:
-//   template <class Backing> Matrix run(Backing&& operands) { ... operands.backend().op(...);
-//   return operands.read(y); } expect_close(run(CudaOperands(dtype)), run(Operands(DType::f64)),
-//   cuda_bound(dtype, tolerance::kFloatMatmul));
+//   template <class Backing>
+//   Matrix run(Backing&& operands) { ... operands.backend().op(...); return operands.read(y); }
+//   expect_close(run(CudaOperands(dtype)), run(Operands(DType::f64)),
+//                cuda_bound(dtype, tolerance::kFloatMatmul));
 // The padding between rows decides between the paths of a kernel: 3 breaks 16-byte vectors, 8
 // allows them.
 #pragma once

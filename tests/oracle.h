@@ -1,7 +1,8 @@
 // The oracles of operations, on backend.h alone: an operation in any dtype and on any backend is
 // held against itself.
-//   complex step   gradient of <dy, f(x)> = Im <dy, f(x + i h e_k)> / h, exact to rounding Squire &
-//   Trapp 1998 adjoint        <dy, J v> = <J' dy, v>
+//   complex step   gradient of <dy, f(x)> = Im <dy, f(x + i h e_k)> / h, exact to rounding
+//                  Squire & Trapp 1998
+//   adjoint        <dy, J v> = <J' dy, v>
 // Every matrix gets a stride larger than its width; strides and outputs are filled with NaN before
 // a call, so that a read or a write in the wrong place, or an element left out, shows.
 #pragma once
