@@ -294,15 +294,16 @@ void residual_rmsnorm_forward(const Tensor& h, const Tensor& y, const Tensor& rs
   });
 }
 
-void rmsnorm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dy, const Tensor& x,
-                      const Tensor& rstd, const Tensor& weight, float beta,
-                      const Tensor& column_sums, cudaStream_t stream) {
+void rmsnorm_backward(const Tensor& dx, const WeightGradient& dweight, const Tensor& dy,
+                      const Tensor& x, const Tensor& rstd, const Tensor& weight, float beta,
+                      cudaStream_t stream) {
+  const Tensor &sums = dweight.sums, &scratch = dweight.scratch;
   const Groups groups = groups_of(x, rstd, weight);
   ASSERT(like(dx, x) && like(dy, x) && (beta == 0.0f || dx.data != dy.data));
-  ASSERT(dweight.empty() || (dweight.rows == 1 && dweight.cols == weight.cols));
+  ASSERT(sums.empty() || (sums.rows == 1 && sums.cols == weight.cols));
   if (groups.count() == 0) return;
   // First, because dx may be dy.
-  if (!dweight.empty()) add_norm_column_sums(dweight, dy, x, rstd, column_sums, stream);
+  if (!sums.empty()) add_norm_column_sums(sums, dy, x, rstd, scratch, stream);
   dispatch(x.dtype, [&](auto t) {
     using T = decltype(t);
     constexpr int N = kVector<T>;
