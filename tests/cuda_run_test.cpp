@@ -7,6 +7,7 @@
 #include "comm/nccl_collectives.h"
 #include "golden_case.h"
 #include "launch.h"
+#include "needs_gpu.h"
 #include "token_files.h"
 
 namespace utrain {
@@ -16,10 +17,6 @@ using Words = std::vector<std::string>;
 
 const std::string kOnGpu = "--run.backend=cuda", kShared = "--parallel.collectives=mpi";
 
-size_t n_gpus() {
-  return visible_gpus().size();
-}
-
 constexpr GoldenBounds kBounds = {tolerance::kCudaGoldenLogits, tolerance::kCudaGoldenLoss,
                                   tolerance::kCudaGoldenGradient, tolerance::kCudaGoldenCurve,
                                   tolerance::kCudaGoldenAdapter};
@@ -27,11 +24,10 @@ constexpr GoldenBounds kBounds = {tolerance::kCudaGoldenLogits, tolerance::kCuda
 class CudaGolden : public GoldenCase {
  protected:
   void SetUp() override {
-    if (n_gpus() == 0) GTEST_SKIP() << "no GPU";
+    UTRAIN_NEEDS_GPU();
     if (GetParam().collectives == "nccl") {
-      if (!nccl_is_built()) GTEST_SKIP() << "built without NCCL";
-      if (n_gpus() < static_cast<size_t>(GetParam().ranks))
-        GTEST_SKIP() << "needs " << GetParam().ranks << " GPUs";
+      UTRAIN_NEEDS_NCCL();
+      UTRAIN_NEEDS_GPUS(GetParam().ranks);
     }
     GoldenCase::SetUp();
   }
@@ -86,16 +82,7 @@ struct Result {
   SafetensorsFile adapter() const {
     return SafetensorsFile(dir + "/adapter/adapter_model.safetensors");
   }
-  // All but times.
-  std::string text() const {
-    std::string text;
-    for (const Json& line : lines) {
-      for (const auto& [key, value] : line.as_object())
-        if (key != "step_ms" && key != "tokens_per_second") text += key + to_text(value) + " ";
-      text += "\n";
-    }
-    return text;
-  }
+  std::string text() const { return text_without_times(lines); }
 };
 
 // Step and kind of each line of the metrics.
@@ -109,9 +96,7 @@ std::string shape_of(const std::vector<Json>& lines) {
 
 class CudaRun : public testing::Test {
  protected:
-  void SetUp() override {
-    if (n_gpus() == 0) GTEST_SKIP() << "no GPU";
-  }
+  void SetUp() override { UTRAIN_NEEDS_GPU(); }
   static void TearDownTestSuite() { worst_.print_and_forget(); }
 
   Result run(int ranks, const Words& arguments) {
@@ -303,7 +288,7 @@ TEST_F(CudaRun, QuickstartLearnsInBf16AsInFloat32) {
 }
 
 TEST_F(CudaRun, MoreRanksThanGpusAreRefused) {
-  const int ranks = static_cast<int>(n_gpus()) + 1;
+  const int ranks = static_cast<int>(visible_gpus().size()) + 1;
   for (const char* collectives : {"auto", "nccl"}) {
     SCOPED_TRACE(collectives);
     if (collectives == std::string("nccl") && !nccl_is_built()) continue;
