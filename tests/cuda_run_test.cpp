@@ -1,6 +1,8 @@
 // The whole program on one GPU: the golden cases in float32, the curve and the gradients in bf16
-// and f16 beside them, dropout against the CPU, equal runs with equal bits, the quickstart, and
-// refusals that need a GPU. Cases for more GPUs than there are skip visibly, as all do without any.
+// and f16 beside them, dropout against the CPU, equal runs and strategies with equal bits, the
+// quickstart, and refusals that need a GPU. Cases for more GPUs than there are skip visibly, as all
+// do without any.
+#include <filesystem>
 #include <numeric>
 
 #include "backend.h"
@@ -83,6 +85,11 @@ struct Result {
     return SafetensorsFile(dir + "/adapter/adapter_model.safetensors");
   }
   std::string text() const { return text_without_times(lines); }
+  // Bytes of what was trained.
+  std::string trained() const {
+    const std::string model = dir + "/model/model.safetensors";
+    return read_bytes(std::filesystem::exists(model) ? model : adapter().path());
+  }
 };
 
 // Step and kind of each line of the metrics.
@@ -159,6 +166,28 @@ TEST_F(CudaRun, EqualRunsHaveEqualBits) {
       EXPECT_EQ(first.lines.size(), 10u);
       EXPECT_EQ(first.text(), second.text());
       EXPECT_TRUE(read_bytes(first.adapter().path()) == read_bytes(second.adapter().path()));
+    }
+  }
+}
+
+// A step is one pass: each sum over ranks is then the same sum.
+TEST_F(CudaRun, StrategiesHaveEqualBits) {
+  for (const auto& [name, dtype] : {std::pair{"llama", "float32"},
+                                    {"llama", "bfloat16"},
+                                    {"llama_full", "float32"},
+                                    {"llama_full", "bfloat16"}}) {
+    const auto train = [&](const std::string& strategy) {
+      return run(4,
+                 golden(name, {kOnGpu, kShared, fmt::format("--model.dtype={}", dtype),
+                               "--train.micro_batch_size=8", "--parallel.strategy=" + strategy}));
+    };
+    const Result wanted = train("ddp");
+    ASSERT_EQ(wanted.lines.size(), 10u);
+    for (const char* strategy : {"zero1", "zero2", "zero3"}) {
+      SCOPED_TRACE(fmt::format("{} {} {}", name, dtype, strategy));
+      const Result found = train(strategy);
+      EXPECT_EQ(found.text(), wanted.text());
+      EXPECT_TRUE(found.trained() == wanted.trained());
     }
   }
 }
