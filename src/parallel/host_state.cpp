@@ -7,7 +7,7 @@
 namespace utrain {
 
 HostState::HostState(const Shards& update, Backend& backend, Arena& arena)
-    : update_(update), backend_(backend), places_(update, &Shards::own_elems) {
+    : update_(update), backend_(backend), places_(update, 2, &Shards::own_elems) {
   const auto declare = [&](const std::string& name, DType dtype, int64_t n) {
     return arena.declare(name, dtype, 1, n, MemoryClass::host);
   };

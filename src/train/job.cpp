@@ -15,7 +15,6 @@ namespace utrain {
 namespace {
 
 constexpr double kMostSteps = 1e12;  // as many as train.max_steps may say
-constexpr int64_t kMaxConfigBytes = int64_t{1} << 20;
 constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max();  // of a pass, as kernels count
 
 // r, alpha, rslora and targets of a run that goes on from an adapter are the adapter's.
@@ -62,6 +61,13 @@ void check_no_lora_keys(const Config& config) {
     fail(ExitCode::usage, key, "found beside train.method = \"full\", which has no adapters",
          "leave the section [lora] out, or set train.method = \"lora\"");
   }
+}
+
+void check_trained_stays(const Config& config) {
+  if (!config.parallel.offload_params) return;
+  fail(ExitCode::usage, "parallel.offload_params",
+       "found beside train.method = \"full\", where no weight is frozen",
+       "set parallel.offload_optimizer = true instead, or train.method = \"lora\"");
 }
 
 std::vector<float> read_adapter(const std::string& dir, const TrainableLayout& layout) {
@@ -192,7 +198,7 @@ ModelState::Options Job::model_options() const {
                             : name == "zero3" ? Strategy::zero3
                                               : Strategy::ddp;
   return {is_full() ? Method::full : Method::lora, lora, strategy,
-          config.parallel.offload_optimizer};
+          config.parallel.offload_optimizer, config.parallel.offload_params};
 }
 
 int64_t Job::pass_capacity() const {
@@ -213,7 +219,10 @@ Job read_job(const Config& config, int ranks) {
   job.config = config;
   job.ranks = ranks;
   job.architecture = read_architecture(config.model.path);
-  if (job.is_full()) check_no_lora_keys(config);
+  if (job.is_full()) {
+    check_no_lora_keys(config);
+    check_trained_stays(config);
+  }
   if (!config.lora.init_from.empty()) take_from_adapter(job.config);
   job.lora = lora_options(job.config.lora);
   if (!config.lora.init_from.empty()) {
