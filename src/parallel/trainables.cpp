@@ -24,7 +24,8 @@ Trainables::Trainables(const Options& options, std::vector<DecayRun> decay, Unit
                   ? Shards(values.shards().unit_begin(), 0, 1)
                   : Shards(values.shards().unit_begin(), collectives.rank(), collectives.size())),
       places_(values.shards()),
-      values_are_parameters_(backend.dtype() == backend.trainable_dtype()) {
+      values_are_parameters_(backend.dtype() == backend.trainable_dtype() &&
+                             !options.offload_optimizer) {
   const DType wide = backend.trainable_dtype();
   const int64_t n = update_.shard_elems();
   if (options.offload_optimizer) {

@@ -62,7 +62,7 @@ class Trainables {
   void end_gradients(int64_t u);
   void finish_gradients();
 
-  // Whether the parameters are the values, not a wider copy of them.
+  // Whether the parameters are the values, not a copy of them, wider or on the host.
   bool values_are_parameters() const { return values_are_parameters_; }
   // block_sums [1, n_elem() / 1024]: of the squares of all gradients, the same on every rank.
   void sum_of_squares(const Tensor& block_sums);
