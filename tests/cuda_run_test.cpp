@@ -292,6 +292,40 @@ TEST_F(CudaRun, WritesTheLinesOfTheCpuInTheirOrder) {
   }
 }
 
+// AdamW of the host beside the GPU's: each rounds the same operations, the GPU with fused ones.
+TEST_F(CudaRun, OptimizerOnTheHostFollowsTheGpus) {
+  struct Case {
+    const char *name, *strategy, *dtype;
+    int ranks;
+  };
+  for (const Case& c : {Case{"llama", "ddp", "float32", 1},
+                        {"llama", "ddp", "bfloat16", 1},
+                        {"llama", "zero3", "bfloat16", 2},
+                        {"llama_full", "ddp", "float16", 1},
+                        {"llama_full", "zero1", "float32", 2},
+                        {"llama_full", "zero2", "bfloat16", 2},
+                        {"llama_full", "zero3", "bfloat16", 3}}) {
+    SCOPED_TRACE(fmt::format("{} in {} on {} ranks, {}", c.name, c.dtype, c.ranks, c.strategy));
+    const auto train = [&](const char* offload) {
+      return run(c.ranks,
+                 golden(c.name, {kOnGpu, kShared, fmt::format("--model.dtype={}", c.dtype),
+                                 fmt::format("--parallel.strategy={}", c.strategy),
+                                 fmt::format("--parallel.offload_optimizer={}", offload)}));
+    };
+    const Result wanted = train("false"), found = train("true"), again = train("true");
+    const bool wide = std::string(c.dtype) == "float32";
+    worst_.expect_curve(wide ? "offloaded loss" : "offloaded loss, half precision",
+                        found.of("loss"), wanted.of("loss"),
+                        wide ? tolerance::kCudaGoldenCurve : tolerance::kHalfCurve);
+    EXPECT_EQ(found.text(), again.text());
+    const Json summary = read_json(found.dir + "/summary.json");
+    const Json* bytes = summary.find("peak_memory_bytes");
+    ASSERT_NE(bytes->find("host"), nullptr);
+    EXPECT_GT(bytes->find("host")->as_int64(), 0);
+    EXPECT_EQ(bytes->find("optimizer")->as_int64(), 0);
+  }
+}
+
 TEST_F(CudaRun, QuickstartLearnsInBf16AsInFloat32) {
   const std::string input = source_dir() + "/input";
   const auto learn = [&](const std::string& dtype) {
