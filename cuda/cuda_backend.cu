@@ -40,8 +40,11 @@ class CudaBackend : public Backend {
   DType dtype() const override { return dtype_; }
   DType trainable_dtype() const override { return DType::f32; }
   DType loss_dtype() const override { return DType::f64; }
-  int64_t row_multiple() const override { return 64; }
-  int64_t reserve_bytes() const override { return cuda::Blas::kWorkspaceBytes + kFactorBytes; }
+  int64_t row_multiple() const override { return kCudaRowMultiple; }
+  int64_t reserve_bytes() const override {
+    static_assert(kCudaReserveBytes == cuda::Blas::kWorkspaceBytes + kFactorBytes);
+    return kCudaReserveBytes;
+  }
 
   void* allocate(int64_t bytes) override {
     ASSERT(bytes >= 0);

@@ -33,10 +33,11 @@ RecordingBackend::RecordingBackend(Backend& inner)
       trainable_dtype_(inner.trainable_dtype()),
       loss_dtype_(inner.loss_dtype()) {}
 
-RecordingBackend::RecordingBackend(DType dtype)
+RecordingBackend::RecordingBackend(DType dtype, int64_t row_multiple)
     : dtype_(dtype),
       trainable_dtype_(at_least(DType::f32, dtype)),
-      loss_dtype_(at_least(DType::f64, dtype)) {}
+      loss_dtype_(at_least(DType::f64, dtype)),
+      row_multiple_(row_multiple) {}
 
 void RecordingBackend::time(bool on) {
   ASSERT(!on || inner_ != nullptr);

@@ -22,19 +22,23 @@ Trainer::Trainer(const Job& job, Backend& backend, Collectives& collectives,
       device_pass_(backend, arena_, job.pass_capacity()),
       loss_id_(arena_.declare("loss", backend.loss_dtype(), 1, 1, MemoryClass::workspace)) {}
 
-void Trainer::load() {
+void Trainer::place() {
   plan_.emplace(job_.plan());
   arena_.place(backend_.allocate(arena_.bytes()));
-  const auto seed = static_cast<uint64_t>(job_.config.train.seed);
-  const auto source = job_.config.model.init == "random"
-                          ? random_weights(job_.architecture, seed)
-                          : open_pretrained(job_.config.model.path, job_.architecture);
   state_.bind(arena_);
   activations_.bind(arena_);
   model_.bind(arena_);
   optimizer_.bind(arena_);
   device_pass_.bind(arena_);
   loss_ = arena_[loss_id_];
+}
+
+void Trainer::load() {
+  place();
+  const auto seed = static_cast<uint64_t>(job_.config.train.seed);
+  const auto source = job_.config.model.init == "random"
+                          ? random_weights(job_.architecture, seed)
+                          : open_pretrained(job_.config.model.path, job_.architecture);
   state_.load(*source);
   if (job_.is_full()) return;
   std::vector<float> flat = job_.adapter;

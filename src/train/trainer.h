@@ -1,5 +1,5 @@
 // Training of one job on one rank: memory, the step, evaluation. The step is one page: train_step
-// in trainer.cpp. Every public call from load() on is collective: all ranks make the same calls in
+// in trainer.cpp. Every public call from loaded() on is collective: all ranks make the same calls in
 // the same order.
 #pragma once
 
@@ -50,7 +50,8 @@ class Trainer {
   Trainer& operator=(const Trainer&) = delete;
 
   const Arena& arena() const { return arena_; }
-  void load();    // takes the memory, reads the base, initialises the adapters; not collective
+  void place();   // takes the memory: all that a plan needs; not collective
+  void load();    // place(), reads the base, initialises the adapters; not collective
   void loaded();  // after load() on every rank
 
   // Steps from 1, each once and in order. Returns what has become known since the last call: on a
@@ -93,7 +94,7 @@ class Trainer {
   const Job& job_;
   Backend& backend_;
   Collectives& collectives_;
-  std::optional<BatchPlan> plan_;  // from load() on: it reads all the data
+  std::optional<BatchPlan> plan_;  // from place() on: it reads all the data
   Arena arena_;
   ModelState state_;
   Activations activations_;
