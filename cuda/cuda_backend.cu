@@ -1,12 +1,14 @@
-// The CUDA backend: backend.h on one GPU, everything on one stream in the order of the calls. The
-// host waits in download(), download_end() and seconds() alone, and in upload() when its ring is
-// full.
+// The CUDA backend: backend.h on one GPU, everything on one stream in the order of the calls but
+// copies of offloaded tensors, which have two of their own (copies.h). The host waits in
+// download(), download_end(), copy_wait_host() and seconds() alone, and in upload() when its ring
+// is full.
 //   T is float32, bfloat16 or float16; adapters, gradients and optimizer state are float32, loss
 //   sums float64. Every function hands over to the file of its operation, where shapes are checked.
 //   Besides allocate() it holds, from its start, cuBLASLt's workspace and a few numbers.
 #include <algorithm>
 
 #include "backend.h"
+#include "copies.h"
 #include "cuda_backend.h"
 #include "cuda_check.h"
 #include "gpu.h"
@@ -33,8 +35,9 @@ class CudaBackend : public Backend {
         factor_(make_tensor(factor_memory_.get(), DType::f32, 1, 3)),
         uploads_(stream_),
         small_downloads_(stream_),
+        copies_(stream_),
         moments_(stream_) {}
-  ~CudaBackend() override { cudaStreamSynchronize(stream_); }
+  ~CudaBackend() override { cudaDeviceSynchronize(); }
 
   std::string name() const override { return "cuda"; }
   DType dtype() const override { return dtype_; }
@@ -64,6 +67,14 @@ class CudaBackend : public Backend {
     return small_downloads_.begin(device, bytes);
   }
   void download_end(void* host, int64_t ticket) override { small_downloads_.end(host, ticket); }
+  int64_t copy_in_begin(void* device, const void* host, int64_t bytes) override {
+    return copies_.in(device, host, bytes);
+  }
+  int64_t copy_out_begin(void* host, const void* device, int64_t bytes) override {
+    return copies_.out(host, device, bytes);
+  }
+  void copy_wait(int64_t ticket) override { copies_.wait(ticket); }
+  void copy_wait_host(int64_t ticket) override { copies_.wait_host(ticket); }
   int64_t moment() override { return moments_.record(); }
   double seconds(int64_t from, int64_t to) override { return moments_.seconds(from, to); }
   bool is_asynchronous() const override { return true; }
@@ -204,6 +215,7 @@ class CudaBackend : public Backend {
   Tensor factor_;  // of cross_entropy's products
   cuda::UploadRing uploads_;
   cuda::SmallDownloads small_downloads_;
+  cuda::Copies copies_;
   cuda::Moments moments_;
   std::vector<cuda::DeviceMemory> memory_;
 };

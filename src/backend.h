@@ -148,11 +148,9 @@ class Backend {
 
   // Memory. The arena takes all of it in one call; a backend frees what it gave when it ends.
   virtual void* allocate(int64_t bytes) = 0;  // 256-byte aligned
-  // Host memory that upload and download read and write fastest: pinned for a GPU. It ends with its
-  // last owner.
-  virtual std::shared_ptr<void> allocate_host(int64_t bytes) {
-    return std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(bytes));
-  }
+  // Host memory that upload and download read and write fastest: pinned for a GPU, 256-byte
+  // aligned. It ends with its last owner.
+  virtual std::shared_ptr<void> allocate_host(int64_t bytes);
   virtual void upload(void* device, const void* host, int64_t bytes) = 0;
   // Waits for what was launched before.
   virtual void download(void* host, const void* device, int64_t bytes) = 0;
@@ -162,6 +160,16 @@ class Backend {
   static constexpr int64_t kSmallInFlight = 64;
   virtual int64_t download_begin(const void* device, int64_t bytes) = 0;
   virtual void download_end(void* host, int64_t ticket) = 0;
+  // Large copies from and to host memory of allocate_host that go on beside the computation: each
+  // begins when what was called before it is done, copies of its direction among it, and returns
+  // its ticket. Neither end is touched by anyone until it is waited for: copy_wait, what is called
+  // later begins when the copy is done; copy_wait_host, the caller waits. Ticket 0 is no copy; the
+  // newest kCopies can be asked for. A backend that computes where the host does copies at once.
+  static constexpr int64_t kCopies = 4096;
+  virtual int64_t copy_in_begin(void* device, const void* host, int64_t bytes);
+  virtual int64_t copy_out_begin(void* host, const void* device, int64_t bytes);
+  virtual void copy_wait(int64_t /*ticket*/) {}
+  virtual void copy_wait_host(int64_t /*ticket*/) {}
   // A point in the order of the calls, and the seconds between two of them; waits for `to`. The
   // newest kMoments can be asked for.
   static constexpr int64_t kMoments = 1 << 16;

@@ -13,6 +13,21 @@ struct Free {
   void operator()(void* p) const { std::free(p); }
 };
 
+TEST(Arena, HostBuffersLieInHostMemory) {
+  Arena arena;
+  const auto device = arena.declare("d", DType::f32, 1, 1, MemoryClass::optimizer);
+  const auto first = arena.declare("h", DType::f32, 1, 65, MemoryClass::host);
+  const auto second = arena.declare("h", DType::f32, 1, 1, MemoryClass::host);
+  EXPECT_EQ(arena.bytes(), 256);
+  EXPECT_EQ(arena.host_bytes(), 512 + 256);
+  std::unique_ptr<void, Free> memory(std::aligned_alloc(256, 256)),
+      host(std::aligned_alloc(256, 768));
+  arena.place(memory.get(), host.get());
+  EXPECT_EQ(arena[device].data, memory.get());
+  EXPECT_EQ(arena[first].data, host.get());
+  EXPECT_EQ(arena[second].data, static_cast<char*>(host.get()) + 512);
+}
+
 TEST(Arena, BuffersThatLiveTogetherDoNotOverlap) {
   Arena arena;
   const auto a = arena.declare("a", DType::f32, 3, 5, MemoryClass::base);

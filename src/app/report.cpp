@@ -127,8 +127,10 @@ std::string start_table(const Job& job, const RunFacts& facts, const Arena& aren
                            job.global_batch_size, c.train.micro_batch_size, job.steps_per_epoch));
   row("recompute", text_of_policy(policy));
   std::string memory = fmt::format("{} a rank:", text_of_bytes(arena.bytes()));
-  for (const MemoryClass m : kMemoryClasses)
-    memory += fmt::format(" {} {}", name_of(m), text_of_bytes(arena.bytes(m)));
+  for (const MemoryClass m : kMemoryClasses) {
+    if (m != MemoryClass::host || arena.host_bytes() > 0)
+      memory += fmt::format(" {} {}", name_of(m), text_of_bytes(arena.bytes(m)));
+  }
   if (facts.reserve_bytes > 0)
     memory += fmt::format("; besides, libraries hold {}", text_of_bytes(facts.reserve_bytes));
   row("memory", memory);

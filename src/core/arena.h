@@ -1,5 +1,6 @@
-// All memory of a run, declared before the first step, laid out once and allocated in one call:
-// what does not fit shows at start-up. The same declarations give the memory table.
+// All memory of a run, declared before the first step, laid out once and allocated in one call each
+// on the device and on the host: what does not fit shows at start-up. The same declarations give
+// the memory table.
 #pragma once
 
 #include <array>
@@ -11,10 +12,12 @@
 
 namespace utrain {
 
-enum class MemoryClass { base, adapters, gradients, optimizer, activations, workspace };
-inline constexpr std::array<MemoryClass, 6> kMemoryClasses = {
+// host: what is offloaded, in host memory; all else is the device's.
+enum class MemoryClass { base, adapters, gradients, optimizer, activations, workspace, host };
+inline constexpr std::array<MemoryClass, 7> kMemoryClasses = {
     MemoryClass::base,      MemoryClass::adapters,    MemoryClass::gradients,
-    MemoryClass::optimizer, MemoryClass::activations, MemoryClass::workspace};
+    MemoryClass::optimizer, MemoryClass::activations, MemoryClass::workspace,
+    MemoryClass::host};
 std::string_view name_of(MemoryClass memory_class);
 
 // When a buffer is live. Buffers of different phases share the same bytes; those of `run` share
@@ -29,11 +32,13 @@ class Arena {
   Id declare(std::string name, DType dtype, int64_t rows, int64_t cols, MemoryClass memory_class,
              Lifetime lifetime = Lifetime::run);
 
-  int64_t bytes() const;  // what place() needs
+  int64_t bytes() const;  // what place() needs of the device
+  int64_t host_bytes() const { return bytes(MemoryClass::host); }  // and of the host
   // The share of a class; what phases share counts as workspace, once.
   int64_t bytes(MemoryClass memory_class) const;
 
-  void place(void* memory);  // memory: bytes() bytes, 256-byte aligned
+  // memory: bytes() bytes, host_memory: host_bytes() bytes, both 256-byte aligned.
+  void place(void* memory, void* host_memory = nullptr);
   Tensor operator[](Id id) const;
 
  private:
@@ -45,10 +50,13 @@ class Arena {
     Lifetime lifetime;
   };
   int64_t phase_bytes() const;  // of the largest phase
+  int64_t& used(MemoryClass memory_class, Lifetime lifetime);
 
   std::vector<Buffer> buffers_;
-  std::array<int64_t, 4> used_ = {};  // by Lifetime
+  std::array<int64_t, 4> used_ = {};  // of the device, by Lifetime
+  int64_t host_used_ = 0;
   char* memory_ = nullptr;
+  char* host_memory_ = nullptr;
 };
 
 }  // namespace utrain

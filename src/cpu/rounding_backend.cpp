@@ -37,6 +37,14 @@ class RoundingBackend : public Backend {
     return inner_->download_begin(device, bytes);
   }
   void download_end(void* host, int64_t ticket) override { inner_->download_end(host, ticket); }
+  int64_t copy_in_begin(void* device, const void* host, int64_t bytes) override {
+    return inner_->copy_in_begin(device, host, bytes);
+  }
+  int64_t copy_out_begin(void* host, const void* device, int64_t bytes) override {
+    return inner_->copy_out_begin(host, device, bytes);
+  }
+  void copy_wait(int64_t ticket) override { inner_->copy_wait(ticket); }
+  void copy_wait_host(int64_t ticket) override { inner_->copy_wait_host(ticket); }
   int64_t moment() override { return inner_->moment(); }
   double seconds(int64_t from, int64_t to) override { return inner_->seconds(from, to); }
   bool is_asynchronous() const override { return inner_->is_asynchronous(); }

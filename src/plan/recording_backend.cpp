@@ -11,7 +11,12 @@ namespace {
 
 // Addresses that a plan hands out: never read, but told apart, and none of them is null.
 constexpr uintptr_t kFirstAddress = uintptr_t{1} << 40;
+constexpr uintptr_t kFirstHostAddress = uintptr_t{1} << 60;
 constexpr int64_t kAlignment = 256;
+
+int64_t aligned(int64_t bytes) {
+  return std::max((bytes + kAlignment - 1) / kAlignment * kAlignment, kAlignment);
+}
 
 DType at_least(DType wanted, DType dtype) {
   return size_of(dtype) > size_of(wanted) ? dtype : wanted;
@@ -121,13 +126,16 @@ bool RecordingBackend::is_asynchronous() const {
 
 void* RecordingBackend::allocate(int64_t bytes) {
   const int64_t before = allocated_bytes_;
-  allocated_bytes_ += std::max((bytes + kAlignment - 1) / kAlignment * kAlignment, kAlignment);
+  allocated_bytes_ += aligned(bytes);
   if (inner_ != nullptr) return inner_->allocate(bytes);
   return reinterpret_cast<void*>(kFirstAddress + static_cast<uintptr_t>(before));
 }
 
 std::shared_ptr<void> RecordingBackend::allocate_host(int64_t bytes) {
-  return inner_ != nullptr ? inner_->allocate_host(bytes) : Backend::allocate_host(bytes);
+  if (inner_ != nullptr) return inner_->allocate_host(bytes);
+  const auto address = kFirstHostAddress + static_cast<uintptr_t>(host_bytes_);
+  host_bytes_ += aligned(bytes);
+  return {reinterpret_cast<void*>(address), [](void*) {}};
 }
 
 void RecordingBackend::upload(void* device, const void* host, int64_t bytes) {
@@ -163,6 +171,28 @@ void RecordingBackend::download_end(void* host, int64_t ticket) {
   ASSERT(ticket > n_small_ - kSmallInFlight && ticket <= n_small_);
   const int64_t bytes = small_bytes_[static_cast<size_t>(ticket % kSmallInFlight)];
   std::memset(host, 0, static_cast<size_t>(bytes));
+}
+
+int64_t RecordingBackend::copy_in_begin(void* device, const void* host, int64_t bytes) {
+  int64_t ticket = 0;
+  if (inner_ != nullptr) ticket = inner_->copy_in_begin(device, host, bytes);
+  if (recording_) count({"copy_in", "", bytes_only(bytes), {}});
+  return ticket;
+}
+
+int64_t RecordingBackend::copy_out_begin(void* host, const void* device, int64_t bytes) {
+  int64_t ticket = 0;
+  if (inner_ != nullptr) ticket = inner_->copy_out_begin(host, device, bytes);
+  if (recording_) count({"copy_out", "", bytes_only(bytes), {}});
+  return ticket;
+}
+
+void RecordingBackend::copy_wait(int64_t ticket) {
+  if (inner_ != nullptr) inner_->copy_wait(ticket);
+}
+
+void RecordingBackend::copy_wait_host(int64_t ticket) {
+  if (inner_ != nullptr) inner_->copy_wait_host(ticket);
 }
 
 int64_t RecordingBackend::moment() {

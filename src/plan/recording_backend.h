@@ -42,6 +42,7 @@ class RecordingBackend : public Backend {
   // nobody's. Needs an inner backend, of which the caller then asks for fewer moments: they share
   // kMoments.
   void time(bool on);
+  // Copies are counted; beside the computation, they have no time of their own.
   // In the order of their first calls; waits for those that are timed.
   const std::vector<OpRecord>& records();
   void clear();  // forgets the records
@@ -61,6 +62,10 @@ class RecordingBackend : public Backend {
   void download(void* host, const void* device, int64_t bytes) override;
   int64_t download_begin(const void* device, int64_t bytes) override;
   void download_end(void* host, int64_t ticket) override;
+  int64_t copy_in_begin(void* device, const void* host, int64_t bytes) override;
+  int64_t copy_out_begin(void* host, const void* device, int64_t bytes) override;
+  void copy_wait(int64_t ticket) override;
+  void copy_wait_host(int64_t ticket) override;
   int64_t moment() override;
   double seconds(int64_t from, int64_t to) override;
   bool is_asynchronous() const override;
@@ -130,7 +135,7 @@ class RecordingBackend : public Backend {
   DType dtype_, trainable_dtype_, loss_dtype_;
   int64_t row_multiple_ = 1;
   bool recording_ = false, timing_ = false;
-  int64_t allocated_bytes_ = 0;
+  int64_t allocated_bytes_ = 0, host_bytes_ = 0;
 
   std::vector<OpRecord> records_;
   std::map<std::pair<std::string, std::string>, size_t> record_by_name_;

@@ -24,7 +24,8 @@ Trainer::Trainer(const Job& job, Backend& backend, Collectives& collectives,
 
 void Trainer::place() {
   plan_.emplace(job_.plan());
-  arena_.place(backend_.allocate(arena_.bytes()));
+  if (arena_.host_bytes() > 0) host_memory_ = backend_.allocate_host(arena_.host_bytes());
+  arena_.place(backend_.allocate(arena_.bytes()), host_memory_.get());
   state_.bind(arena_);
   activations_.bind(arena_);
   model_.bind(arena_);

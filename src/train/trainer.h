@@ -1,6 +1,6 @@
 // Training of one job on one rank: memory, the step, evaluation. The step is one page: train_step
-// in trainer.cpp. Every public call from loaded() on is collective: all ranks make the same calls in
-// the same order.
+// in trainer.cpp. Every public call from loaded() on is collective: all ranks make the same calls
+// in the same order.
 #pragma once
 
 #include <array>
@@ -96,6 +96,7 @@ class Trainer {
   Collectives& collectives_;
   std::optional<BatchPlan> plan_;  // from place() on: it reads all the data
   Arena arena_;
+  std::shared_ptr<void> host_memory_;  // the arena's
   ModelState state_;
   Activations activations_;
   Transformer model_;
