@@ -10,6 +10,7 @@
 
 #include "app/dump.h"
 #include "app/machine.h"
+#include "app/plan_table.h"
 #include "app/progress.h"
 #include "app/report.h"
 #include "app/run_directory.h"
@@ -233,6 +234,16 @@ void train(const CommandLine& command_line, const World& world) {
   run.print_end();
 }
 
+// Ranks need not be those that are planned for: one makes the plan.
+void plan(const CommandLine& command_line, const World& world) {
+  world.first_rank([&] {
+    const Config config = read_config(command_line.input, command_line.overrides);
+    const auto ranks = command_line.ranks > 0 ? static_cast<int>(command_line.ranks) : world.size();
+    const Plan plan = make_plan(command_line.input, config, ranks);
+    fmt::print("{}", command_line.json ? plan_json(plan) : plan_table(plan));
+  });
+}
+
 }  // namespace
 
 bool is_without_ranks(const CommandLine& command_line) {
@@ -254,6 +265,8 @@ ExitCode run_command(const CommandLine& command_line, const World& world) {
       const Config config = read_config(command_line.input, command_line.overrides);
       if (world.rank() == 0) fmt::print("{}", print_config(config));
     });
+  } else if (command_line.command == Command::plan) {
+    plan(command_line, world);
   } else if (command_line.command == Command::check) {
     prepare(command_line, world);
     if (world.rank() == 0)
