@@ -10,11 +10,13 @@
 
 #include "app/dump.h"
 #include "app/machine.h"
+#include "app/peak_flops.h"
 #include "app/plan_table.h"
 #include "app/progress.h"
 #include "app/report.h"
 #include "app/run_directory.h"
 #include "app/save.h"
+#include "app/strategy_warning.h"
 #include "app/version.h"
 #include "config/print.h"
 #include "core/process.h"
@@ -51,6 +53,14 @@ void check_dump_path(const std::string& path) {
   AtomicFile probe(path);
 }
 
+void warn_of_strategy(Prepared& p, int n_nodes) {
+  const Machine& m = p.machine;
+  const double peak = m.gpus.empty() ? 0.0 : peak_flops(m.gpus.front(), m.backend->dtype());
+  const PlanMachine machine = {m.backend->dtype(), m.backend->row_multiple(), m.memory_budget};
+  const std::string warning = strategy_warning(*p.job, machine, n_nodes, kShareOfPeak * peak);
+  if (!warning.empty()) p.job->warnings.push_back("parallel.strategy: " + warning);
+}
+
 // Everything short of taking the memory: what --check checks.
 Prepared prepare(const CommandLine& command_line, const World& world) {
   Prepared p;
@@ -74,6 +84,7 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   Collectives& collectives = *p.machine.collectives;
   world.together([&] {
     p.policy = choose_recompute(*p.job, backend, collectives, p.machine.memory_budget);
+    if (world.rank() == 0) warn_of_strategy(p, world.n_nodes());
     p.trainer = std::make_unique<Trainer>(*p.job, backend, collectives, p.policy);
   });
   p.facts = {p.machine.description,

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "app/peak_flops.h"
-#include "app/plan_table.h"
 #include "app/progress.h"
 #include "comm/nccl_collectives.h"
 #include "core/process.h"
@@ -65,7 +64,7 @@ void set_machine(Plan& plan) {
 double step_seconds(const Plan& plan, const StrategyPlan& s) {
   const double flops_per_second = plan.flops_per_second > 0.0 ? plan.flops_per_second : 1e11;
   return std::max(s.flops / flops_per_second,
-                  static_cast<double>(s.sent.sum()) / kLinks[kUsualLink].bytes_per_second);
+                  static_cast<double>(s.sent.sum()) / kLinks[kNetwork].bytes_per_second);
 }
 
 // The least sharding that fits, unless more of it saves time (less is computed again); what is
@@ -85,7 +84,7 @@ int strategy_to_take(const Plan& plan) {
 }
 
 std::string sending(const Plan& plan, const StrategyPlan& s) {
-  const Link& link = kLinks[kUsualLink];
+  const Link& link = kLinks[kNetwork];
   const double seconds = static_cast<double>(s.sent.sum()) / link.bytes_per_second;
   std::string text = fmt::format("sends {} a step", text_of_bytes(s.sent.sum()));
   if (plan.flops_per_second > 0.0) {
@@ -131,10 +130,14 @@ std::string reason(const Plan& plan) {
     return fmt::format("{}the least sharding that fits, {} ({} needs {}); it {}", head, fits,
                        less.strategy, text_of_bytes(less.total_bytes), sending(plan, best));
   }
-  return fmt::format(
-      "{}{}; it computes less again than {} and so needs {:.0f} % of its time; it {}", head, fits,
-      less.strategy, 100.0 * step_seconds(plan, best) / step_seconds(plan, less),
-      sending(plan, best));
+  const std::string gain =
+      best.flops < kWorthIt * less.flops
+          ? fmt::format("computes {:.3g} TFLOP a step where {} computes {:.3g}", best.flops * 1e-12,
+                        less.strategy, less.flops * 1e-12)
+          : fmt::format("sends less than {}, which sends {}", less.strategy,
+                        text_of_bytes(less.sent.sum()));
+  return fmt::format("{}it {}, and takes {} ({} there); it {}", head, gain, fits,
+                     text_of_bytes(less.total_bytes), sending(plan, best));
 }
 
 }  // namespace

@@ -43,6 +43,15 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
 // leave of it, well below the products alone.
 inline constexpr double kShareOfPeak = 0.4;
 
+// What bytes travel over: one direction of a GPU's link, as data sheets say, not as measured.
+struct Link {
+  const char* name;
+  double bytes_per_second;
+};
+inline constexpr std::array<Link, 3> kLinks = {
+    {{"NVLink", 300e9}, {"400 Gbit/s network", 50e9}, {"200 Gbit/s network", 25e9}}};
+inline constexpr size_t kNvlink = 0, kNetwork = 1;
+
 struct Plan {
   std::string input;  // as the user named it
   Config config;

@@ -74,12 +74,6 @@ Json json_of(const Plan& plan, const StrategyPlan& s) {
 
 }  // namespace
 
-std::string text_of_duration(double seconds) {
-  if (seconds < 1e-3) return fmt::format("{:.3g} us", seconds * 1e6);
-  if (seconds < 1.0) return fmt::format("{:.3g} ms", seconds * 1e3);
-  return fmt::format("{:.3g} s", seconds);
-}
-
 std::string plan_table(const Plan& plan) {
   const bool full = plan.config.train.method == "full";
   std::string out =
@@ -88,8 +82,8 @@ std::string plan_table(const Plan& plan) {
                   name_of(plan.machine.dtype), plan.gpu ? "GPUs" : "the CPU");
   using Cell = std::function<std::string(const StrategyPlan&)>;
   const auto row = [&](const std::string& name, const Cell& cell) {
-    out += fmt::format("  {:<28}", name);
-    for (const StrategyPlan& s : plan.strategies) out += fmt::format("{:>16}", cell(s));
+    out += fmt::format("  {:<34}", name);
+    for (const StrategyPlan& s : plan.strategies) out += fmt::format("{:>13}", cell(s));
     out += "\n";
   };
   const auto bytes_row = [&](const std::string& name,
