@@ -126,6 +126,7 @@ class Run {
       for (const StepStats& stats : p_.trainer->finish_steps()) report(stats);
       if (evaluates) evaluate(step);
     }
+    totals_.exposed_seconds = p_.trainer->exposed_seconds();
     if (p_.job->is_full()) return;  // save_model looks at every weight
     parameters_ = p_.trainer->parameters_on_host();
     if (!std::all_of(parameters_.begin(), parameters_.end(),
@@ -212,6 +213,7 @@ class Run {
   }
 
   [[noreturn]] void fail_diverged(const std::string& what) {
+    totals_.exposed_seconds = p_.trainer->exposed_seconds();
     finish(ExitCode::diverged);
     progress_.reset();
     throw SharedError(ExitCode::diverged,

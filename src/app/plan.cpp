@@ -156,10 +156,12 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   plan.fits = plan.total_bytes <= machine.budget;
   Trainer busiest(job, backend, first, plan.policy);
   busiest.place();
+  busiest.train_step(1);  // which gathers what later steps find there
+  const BytesSent before = first.sent();
   backend.record(true);
   busiest.train_step(1);
   for (const OpRecord& record : backend.records()) plan.flops += record.cost.flops;
-  plan.sent = first.sent();
+  plan.sent = first.sent() - before;
   return plan;
 }
 

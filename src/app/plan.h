@@ -2,7 +2,7 @@
 // itself runs on a backend that computes nothing and collectives that only count, so a plan is a
 // run, not a second formula.
 //   memory      of the last rank, whose slices are the largest
-//   bytes sent, FLOPs  of the first rank, which has the most rows, in the first step
+//   bytes sent, FLOPs  of the first rank, which has the most rows, in a step of the first rows
 #pragma once
 
 #include <array>

@@ -56,6 +56,7 @@ void Trainer::loaded() {
 
 std::vector<StepStats> Trainer::train_step(int64_t step) {
   const Config::Train& options = job_.config.train;
+  if (!exposed_outside_) exposed_outside_ = collectives_.exposed_seconds();
   StepUnderWay now;
   now.start = backend_.moment();
 
@@ -147,6 +148,7 @@ double Trainer::flops_of(const BatchPlan::Step& batch) const {
 
 EvalStats Trainer::evaluate(const std::function<void()>& tick) {
   const int64_t start = backend_.moment();
+  const double exposed = collectives_.exposed_seconds();
   const Rows& rows = job_.eval_rows;
   std::vector<int64_t> all(static_cast<size_t>(rows.n_rows()));
   for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int64_t>(i);
@@ -169,6 +171,7 @@ EvalStats Trainer::evaluate(const std::function<void()>& tick) {
   stats.target_tokens = rows.n_targets;
   stats.loss = loss_on_host() / static_cast<double>(stats.target_tokens);
   add_seconds(Phase::evaluation, backend_.seconds(start, backend_.moment()));
+  if (exposed_outside_) *exposed_outside_ += collectives_.exposed_seconds() - exposed;
   return stats;
 }
 
@@ -214,6 +217,10 @@ void Trainer::visit_logits(const LogitsVisitor& visit) {
       visit(document.document, document.length, logits);
     }
   }
+}
+
+double Trainer::exposed_seconds() const {
+  return exposed_outside_ ? collectives_.exposed_seconds() - *exposed_outside_ : 0.0;
 }
 
 double Trainer::loss_on_host() const {

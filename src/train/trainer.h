@@ -77,6 +77,8 @@ class Trainer {
     return state_.trainables().parameters_on_host(unit);
   }
   std::vector<float> gradients_on_host() { return state_.gradients_on_host(); }
+  // Of the steps so far: what Collectives::exposed_seconds counted in them. Waits for them.
+  double exposed_seconds() const;
   double phase_seconds(Phase phase) const { return phase_seconds_[static_cast<size_t>(phase)]; }
 
  private:
@@ -106,6 +108,7 @@ class Trainer {
   Tensor loss_;  // [1, 1] sum of the cross entropy of this rank's passes
   std::deque<StepUnderWay> under_way_;
   std::array<double, kPhaseNames.size()> phase_seconds_ = {};
+  std::optional<double> exposed_outside_;  // seconds before the first step and in evaluations
 };
 
 }  // namespace utrain
