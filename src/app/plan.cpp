@@ -16,7 +16,9 @@ namespace {
 
 constexpr double kAssumedGpuMemory = 80.0;  // GB: A100 and H100
 constexpr double kShareOfMemory = 0.9;      // as a run takes of what is free
-constexpr double kWorthIt = 0.98;           // a gain below this is none
+constexpr double kCpuFlops = 1e11;          // a second: only to compare strategies with
+constexpr double kWorthIt = 0.98;           // a gain below this is none, and so is one below
+constexpr double kWorthSeconds = 1e-3;      // what the greater number of calls costs
 
 // The job under another strategy, for as long as this lives.
 class OtherStrategy {
@@ -60,14 +62,14 @@ void set_machine(Plan& plan) {
       static_cast<int64_t>(plan.gpu_memory_is_assumed ? kShareOfMemory * bytes : bytes);
 }
 
-// The longer of computing and sending, which go on at the same time where they can.
+// If nothing is hidden: how much is, the links and the ranks on a node decide.
 double step_seconds(const Plan& plan, const StrategyPlan& s) {
-  const double flops_per_second = plan.flops_per_second > 0.0 ? plan.flops_per_second : 1e11;
-  return std::max(s.flops / flops_per_second,
-                  static_cast<double>(s.sent.sum()) / kLinks[kNetwork].bytes_per_second);
+  const double flops_per_second = plan.flops_per_second > 0.0 ? plan.flops_per_second : kCpuFlops;
+  return s.flops / flops_per_second +
+         static_cast<double>(s.sent.sum()) / kLinks[kNetwork].bytes_per_second;
 }
 
-// The least sharding that fits, unless more of it saves time (less is computed again); what is
+// The least sharding that fits, unless more of it saves time (less is computed again, or sent); what is
 // computed with is sharded where nothing else helps alone.
 int strategy_to_take(const Plan& plan) {
   int best = -1;
@@ -75,8 +77,9 @@ int strategy_to_take(const Plan& plan) {
     const StrategyPlan& s = plan.strategies[i];
     if (!s.fits || (best >= 0 && s.strategy == "zero3")) continue;
     const auto than_best = [&] {
-      return step_seconds(plan, s) <
-             kWorthIt * step_seconds(plan, plan.strategies[static_cast<size_t>(best)]);
+      const double now = step_seconds(plan, plan.strategies[static_cast<size_t>(best)]);
+      const double then = step_seconds(plan, s);
+      return then < kWorthIt * now && then < now - kWorthSeconds;
     };
     if (best < 0 || than_best()) best = static_cast<int>(i);
   }
