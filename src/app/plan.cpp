@@ -163,7 +163,11 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   const BytesSent before = first.sent();
   backend.record(true);
   busiest.train_step(1);
-  for (const OpRecord& record : backend.records()) plan.flops += record.cost.flops;
+  for (const OpRecord& record : backend.records()) {
+    plan.flops += record.cost.flops;
+    if (record.op == "copy_in") plan.copied_in = static_cast<int64_t>(record.cost.bytes);
+    if (record.op == "copy_out") plan.copied_out = static_cast<int64_t>(record.cost.bytes);
+  }
   plan.sent = first.sent() - before;
   return plan;
 }
@@ -175,6 +179,7 @@ Plan make_plan(const std::string& input, const Config& config, int ranks) {
   plan.ranks = ranks;
   set_machine(plan);
   Job job = read_job(config, ranks);
+  plan.warnings = job.warnings;
   for (const char* strategy : kStrategies)
     plan.strategies.push_back(plan_strategy(job, strategy, plan.machine));
   plan.taken = strategy_to_take(plan);

@@ -31,7 +31,8 @@ struct StrategyPlan {
   int64_t total_bytes = 0;                                // of the device
   std::vector<Recompute> policy;  // as the run would choose it; where nothing fits, the smallest
   BytesSent sent;                 // a step
-  double flops = 0.0;             // of matrix products in a step, with what is computed again
+  int64_t copied_in = 0, copied_out = 0;  // from and to host memory in a step: what is offloaded
+  double flops = 0.0;  // of matrix products in a step, with what is computed again
 
   int64_t bytes_of(MemoryClass m) const { return bytes[static_cast<size_t>(m)]; }
 };
@@ -62,6 +63,7 @@ struct Plan {
   bool gpu_memory_is_assumed = false;
   int64_t reserve_bytes = 0;             // of that, what libraries hold as far as it is known
   double flops_per_second = 0.0;         // of a rank; 0 = not known
+  std::vector<std::string> warnings;     // of the job
   std::vector<StrategyPlan> strategies;  // [4] in the order of kStrategies
   int taken = -1;                        // index of the one to take; -1: none fits
   std::string why;                       // one line

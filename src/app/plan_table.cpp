@@ -66,7 +66,9 @@ Json json_of(const Plan& plan, const StrategyPlan& s) {
   Json json = Json::object();
   json.set("strategy", s.strategy).set("fits", s.fits).set("memory_bytes", memory);
   json.set("recompute_layers", recompute).set("sent_bytes_per_step", sent);
-  json.set("flops_per_step", s.flops);
+  json.set("copied_from_host_bytes_per_step", s.copied_in)
+      .set("copied_to_host_bytes_per_step", s.copied_out)
+      .set("flops_per_step", s.flops);
   json.set("compute_seconds",
            plan.flops_per_second > 0.0 ? Json(s.flops / plan.flops_per_second) : Json());
   return json.set("transfer", transfer);
@@ -98,8 +100,15 @@ std::string plan_table(const Plan& plan) {
   bytes_row("memory a rank", [](const StrategyPlan& s) { return s.total_bytes; });
   row(fmt::format("fits in {}", text_of_bytes(plan.machine.budget)),
       [](const StrategyPlan& s) { return s.fits ? "yes" : "no"; });
-  bytes_row("host memory a rank",
-            [](const StrategyPlan& s) { return s.bytes_of(MemoryClass::host); });
+  const bool offloads =
+      std::any_of(plan.strategies.begin(), plan.strategies.end(),
+                  [](const StrategyPlan& s) { return s.bytes_of(MemoryClass::host) > 0; });
+  if (offloads) {
+    bytes_row("host memory a rank",
+              [](const StrategyPlan& s) { return s.bytes_of(MemoryClass::host); });
+    bytes_row("  copied from it a step", [](const StrategyPlan& s) { return s.copied_in; });
+    bytes_row("  copied to it a step", [](const StrategyPlan& s) { return s.copied_out; });
+  }
   row("layers computed again", text_of_recompute);
   bytes_row("all-reduced a step", [](const StrategyPlan& s) { return s.sent.all_reduce; });
   bytes_row("reduce-scattered a step", [](const StrategyPlan& s) { return s.sent.reduce_scatter; });
@@ -121,11 +130,13 @@ std::string plan_table(const Plan& plan) {
     if (!s.fits)
       out += fmt::format("  {} does not fit: needs {}\n", s.strategy, text_of_bytes(s.total_bytes));
   }
+  for (const std::string& warning : plan.warnings) out += fmt::format("  warning: {}\n", warning);
   return out + assumptions(plan) + plan.why + "\n";
 }
 
 std::string plan_json(const Plan& plan) {
-  Json strategies = Json::array();
+  Json strategies = Json::array(), warnings = Json::array();
+  for (const std::string& warning : plan.warnings) warnings.push_back(warning);
   for (const StrategyPlan& s : plan.strategies) strategies.push_back(json_of(plan, s));
   Json json = Json::object();
   json.set("version", version()).set("input", plan.input).set("ranks", plan.ranks);
@@ -135,7 +146,7 @@ std::string plan_json(const Plan& plan) {
   json.set("gpu_memory_is_assumed", plan.gpu_memory_is_assumed);
   json.set("reserve_bytes", plan.reserve_bytes).set("budget_bytes", plan.machine.budget);
   json.set("flops_per_second", plan.flops_per_second > 0.0 ? Json(plan.flops_per_second) : Json());
-  json.set("strategies", strategies);
+  json.set("strategies", strategies).set("warnings", warnings);
   json.set("take", plan.taken >= 0 ? Json(kStrategies[static_cast<size_t>(plan.taken)]) : Json());
   return to_pretty_text(json.set("why", plan.why)) + "\n";
 }

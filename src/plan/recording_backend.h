@@ -48,9 +48,7 @@ class RecordingBackend : public Backend {
   void clear();  // forgets the records
   int64_t allocated_bytes() const { return allocated_bytes_; }
 
-  int64_t row_multiple() const override {
-    return inner_ ? inner_->row_multiple() : row_multiple_;
-  }
+  int64_t row_multiple() const override { return inner_ ? inner_->row_multiple() : row_multiple_; }
   std::string name() const override;
   DType dtype() const override { return dtype_; }
   DType trainable_dtype() const override { return trainable_dtype_; }
