@@ -305,6 +305,12 @@ TEST_F(PlanCommand, RefusesWhatItCannotMean) {
     EXPECT_EQ(outcome.error_lines().size(), 1u) << outcome.text();
     EXPECT_EQ(outcome.out, "");
   }
+  const std::string path = words_of({}).front();
+  const Outcome small = launch(kAlone, {path, "--plan", "--run.gpu_memory_gb=0.05"});
+  EXPECT_EQ(small.exit_code, 2) << small.text();
+  EXPECT_NE(small.err.find("run.gpu_memory_gb: 0.05 GB, of which libraries hold 67.1 MB; raise it"),
+            std::string::npos)
+      << small.text();
 }
 
 }  // namespace

@@ -58,6 +58,12 @@ void set_machine(Plan& plan) {
   plan.gpu_memory_is_assumed = c.run.gpu_memory_gb == 0.0;
   plan.gpu_memory_gb = plan.gpu_memory_is_assumed ? kAssumedGpuMemory : c.run.gpu_memory_gb;
   const double bytes = plan.gpu_memory_gb * 1e9 - static_cast<double>(plan.reserve_bytes);
+  if (bytes <= 0.0) {
+    fail(ExitCode::usage, "run.gpu_memory_gb",
+         fmt::format("{} GB, of which libraries hold {}", plan.gpu_memory_gb,
+                     text_of_bytes(plan.reserve_bytes)),
+         "raise it, or set 0 to plan for what GPUs usually have");
+  }
   plan.machine.budget =
       static_cast<int64_t>(plan.gpu_memory_is_assumed ? kShareOfMemory * bytes : bytes);
 }
@@ -69,8 +75,8 @@ double step_seconds(const Plan& plan, const StrategyPlan& s) {
          static_cast<double>(s.sent.sum()) / kLinks[kNetwork].bytes_per_second;
 }
 
-// The least sharding that fits, unless more of it saves time (less is computed again, or sent); what is
-// computed with is sharded where nothing else helps alone.
+// The least sharding that fits, unless more of it saves time (less is computed again, or sent);
+// zero3, which sends most, only where nothing else fits.
 int strategy_to_take(const Plan& plan) {
   int best = -1;
   for (size_t i = 0; i < plan.strategies.size(); ++i) {
