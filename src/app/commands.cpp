@@ -86,6 +86,7 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
     p.policy = choose_recompute(*p.job, backend, collectives, p.machine.memory_budget);
     if (world.rank() == 0) warn_of_strategy(p, world.n_nodes());
     p.trainer = std::make_unique<Trainer>(*p.job, backend, collectives, p.policy);
+    check_host_memory(p.trainer->arena(), p.machine);
   });
   p.facts = {p.machine.description,
              backend.dtype(),
