@@ -39,16 +39,21 @@ const PlanMachine kCpu = {DType::f32, 1, kPlenty};
 
 TEST(Plan, MemoryIsThatOfARealTrainer) {
   const std::unique_ptr<Backend> backend = make_cpu_backend(DType::f32);
-  for (const char* method : {"lora", "full"}) {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"lora", "false"}, {"lora", "true"}, {"full", "false"}};
+  for (const auto& [method, offloads] : cases) {
     for (int ranks = 1; ranks <= 4; ++ranks) {
-      Job job = job_of(ranks, kTwoRows, {{"train.method", method}});
+      Job job = job_of(ranks, kTwoRows,
+                       {{"train.method", method}, {"parallel.offload_params", offloads}});
       for (const char* strategy : kStrategies) {
         SCOPED_TRACE(fmt::format("{}, {} on {} ranks", method, strategy, ranks));
         const StrategyPlan plan = plan_strategy(job, strategy, kCpu);
         EXPECT_EQ(job.config.parallel.strategy, "ddp");
         EXPECT_TRUE(plan.fits);
-        Job real =
-            job_of(ranks, kTwoRows, {{"train.method", method}, {"parallel.strategy", strategy}});
+        Job real = job_of(ranks, kTwoRows,
+                          {{"train.method", method},
+                           {"parallel.offload_params", offloads},
+                           {"parallel.strategy", strategy}});
         for (int rank = 0; rank < ranks; ++rank) {
           SilentCollectives collectives(rank, ranks);
           const auto policy = choose_recompute(real, *backend, collectives, kPlenty);
@@ -58,6 +63,8 @@ TEST(Plan, MemoryIsThatOfARealTrainer) {
             continue;
           }
           EXPECT_EQ(trainer.arena().bytes(), plan.total_bytes);
+          EXPECT_EQ(trainer.arena().host_bytes() > 0, offloads == "true");
+          EXPECT_EQ(plan.copied_in > 0, offloads == "true");
           EXPECT_EQ(policy, plan.policy);
           for (const MemoryClass m : kMemoryClasses)
             EXPECT_EQ(trainer.arena().bytes(m), plan.bytes_of(m)) << name_of(m);
