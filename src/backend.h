@@ -270,6 +270,9 @@ bool cuda_is_built();         // false: this binary was made without CUDA
 // f32, bf16 or f16 on GPU `device` of visible_gpus(). A usage error without CUDA, driver, GPU, or
 // kernels for it.
 std::unique_ptr<Backend> make_cuda_backend(DType dtype, int device = 0);
+// Its row_multiple() and reserve_bytes(), known without a GPU: for plans.
+inline constexpr int64_t kCudaRowMultiple = 64;
+inline constexpr int64_t kCudaReserveBytes = (int64_t{64} << 20) + 256;
 
 struct GpuInfo {
   std::string name, uuid;

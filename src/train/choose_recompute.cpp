@@ -21,7 +21,7 @@ std::string more_gpu_memory(const Job& job) {
 
 }  // namespace
 
-std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collectives& collectives,
+std::vector<Recompute> wanted_recompute(const Job& job, Backend& backend, Collectives& collectives,
                                         int64_t budget) {
   const int64_t L = job.architecture.n_layers;
   const auto bytes_of = [&](const std::vector<Recompute>& policy) {
@@ -56,6 +56,13 @@ std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collec
     policy = fewest(Recompute::mlp, Recompute::keep);
     if (bytes_of(policy) > budget) policy = fewest(Recompute::block, Recompute::mlp);
   }
+  return policy;
+}
+
+std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collectives& collectives,
+                                        int64_t budget) {
+  const std::vector<Recompute> policy = wanted_recompute(job, backend, collectives, budget);
+  const std::string& wish = job.config.train.recompute;
   const Trainer chosen(job, backend, collectives, policy);
   const int64_t needed = chosen.arena().bytes();
   if (needed > budget) {
