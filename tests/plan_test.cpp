@@ -74,6 +74,17 @@ TEST(Plan, MemoryIsThatOfARealTrainer) {
   }
 }
 
+// Gradients go out in float32 and values come back as they are computed with, once a step.
+TEST(Plan, CopiesOfAnOffloadedOptimizerAreCounted) {
+  Job job = job_of(2, kTwoRows, {{"parallel.offload_optimizer", "true"}});
+  const int64_t n = Adapters(job.architecture, job.lora).layout().n_elem();
+  const StrategyPlan plan = plan_strategy(job, "ddp", {DType::bf16, 1, kPlenty});
+  EXPECT_EQ(plan.copied_out, 4 * n);
+  EXPECT_EQ(plan.copied_in, 2 * n);
+  EXPECT_EQ(plan.bytes_of(MemoryClass::optimizer), 0);
+  EXPECT_GT(plan.bytes_of(MemoryClass::host), 16 * n);
+}
+
 // What a rank sends of n elements, once through the ranks; each call rounds down.
 double share(double bytes, int ranks) {
   return bytes * (ranks - 1) / ranks;
