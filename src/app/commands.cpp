@@ -81,22 +81,16 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
 
   p.machine = open_machine(config, world);
   Backend& backend = *p.machine.backend;
-  Collectives& collectives = *p.machine.collectives;
+  const Groups groups = p.machine.groups();
   world.together([&] {
-    p.policy = choose_recompute(*p.job, backend, collectives, p.machine.memory_budget);
+    p.policy = choose_recompute(*p.job, backend, groups, p.machine.memory_budget);
     if (world.rank() == 0) warn_of_strategy(p, world.n_nodes());
-    p.trainer = std::make_unique<Trainer>(*p.job, backend, collectives, p.policy);
+    p.trainer = std::make_unique<Trainer>(*p.job, backend, groups, p.policy);
     check_host_memory(p.trainer->arena(), p.machine);
   });
-  p.facts = {p.machine.description,
-             backend.dtype(),
-             world.size(),
-             world.n_nodes(),
-             world.hosts(),
-             p.machine.gpus,
-             p.machine.distinct_gpus,
-             p.machine.warnings,
-             backend.reserve_bytes() + collectives.reserve_bytes()};
+  p.facts = {p.machine.description,   backend.dtype(),    world.size(),
+             world.n_nodes(),         world.hosts(),      p.machine.gpus,
+             p.machine.distinct_gpus, p.machine.warnings, p.machine.reserve_bytes()};
   if (world.rank() == 0) {
     fmt::print("{}", start_table(*p.job, p.facts, p.trainer->arena(), p.policy,
                                  p.trainer->model_state().layout()));

@@ -71,6 +71,12 @@ std::string text_of_flops(double flops) {
                        : fmt::format("{:.3g} GFLOP/s", 1e-9 * flops);
 }
 
+// "zero3, the base within each node"
+std::string text_of_strategy(const Config::Parallel& p) {
+  const bool in_nodes = p.strategy == "zero3" && p.shard_group == "node";
+  return p.strategy + (in_nodes ? ", the base within each node" : "");
+}
+
 double per_second(double amount, const RunTotals& totals) {
   return totals.step_seconds > 0.0 ? amount / totals.step_seconds : 0.0;
 }
@@ -101,7 +107,7 @@ std::string start_table(const Job& job, const RunFacts& facts, const Arena& aren
                         static_cast<double>(a.n_parameters()),
                     job.lora.r, job.lora.alpha, c.lora.dropout,
                     c.lora.init_from.empty() ? "" : ", from " + c.lora.init_from,
-                    c.parallel.strategy));
+                    text_of_strategy(c.parallel)));
   }
   row("ranks", fmt::format("{} on {} node{} ({}), backend {}, {}", facts.ranks, facts.n_nodes,
                            facts.n_nodes == 1 ? "" : "s", text_of_hosts(facts), facts.backend,

@@ -196,8 +196,8 @@ std::vector<Key> make_keys() {
        .doc = "what each rank holds: all, or its share of optimizer state, gradients, weights"},
       {.name = "parallel.shard_group",
        .kind = Text{parallel<&C::Parallel::shard_group>, {"world", "node"}},
-       .doc = "ranks over which zero3 shards the frozen base",
-       .not_built = {{"world"}, "set \"world\""}},
+       .doc = "ranks over which zero3 shards the frozen base; node = those of one node, so that no "
+              "weight of it crosses the network"},
       {.name = "parallel.offload_optimizer",
        .kind = Boolean{parallel<&C::Parallel::offload_optimizer>},
        .doc = "optimizer state in host memory; AdamW runs there"},

@@ -8,12 +8,13 @@
 
 namespace utrain {
 
-Trainer::Trainer(const Job& job, Backend& backend, Collectives& collectives,
+Trainer::Trainer(const Job& job, Backend& backend, const Groups& groups,
                  std::vector<Recompute> policy)
     : job_(job),
       backend_(backend),
-      collectives_(collectives),
-      state_(job.architecture, job.model_options(), backend, collectives, arena_),
+      groups_(groups),
+      collectives_(groups.world),
+      state_(job.architecture, job.model_options(), backend, groups, arena_),
       activations_(job.architecture, state_.adapters(), backend, job.pass_capacity(),
                    std::move(policy), arena_),
       model_(job.architecture, state_.parts(), activations_, backend, arena_,
@@ -56,7 +57,7 @@ void Trainer::loaded() {
 
 std::vector<StepStats> Trainer::train_step(int64_t step) {
   const Config::Train& options = job_.config.train;
-  if (!exposed_outside_) exposed_outside_ = collectives_.exposed_seconds();
+  if (!exposed_outside_) exposed_outside_ = groups_.exposed_seconds();
   StepUnderWay now;
   now.start = backend_.moment();
 
@@ -150,7 +151,7 @@ double Trainer::flops_of(const BatchPlan::Step& batch) const {
 
 EvalStats Trainer::evaluate(const std::function<void()>& tick) {
   const int64_t start = backend_.moment();
-  const double exposed = collectives_.exposed_seconds();
+  const double exposed = groups_.exposed_seconds();
   const Rows& rows = job_.eval_rows;
   std::vector<int64_t> all(static_cast<size_t>(rows.n_rows()));
   for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int64_t>(i);
@@ -173,7 +174,7 @@ EvalStats Trainer::evaluate(const std::function<void()>& tick) {
   stats.target_tokens = rows.n_targets;
   stats.loss = loss_on_host() / static_cast<double>(stats.target_tokens);
   add_seconds(Phase::evaluation, backend_.seconds(start, backend_.moment()));
-  if (exposed_outside_) *exposed_outside_ += collectives_.exposed_seconds() - exposed;
+  if (exposed_outside_) *exposed_outside_ += groups_.exposed_seconds() - exposed;
   return stats;
 }
 
@@ -222,7 +223,7 @@ void Trainer::visit_logits(const LogitsVisitor& visit) {
 }
 
 double Trainer::exposed_seconds() const {
-  return exposed_outside_ ? collectives_.exposed_seconds() - *exposed_outside_ : 0.0;
+  return exposed_outside_ ? groups_.exposed_seconds() - *exposed_outside_ : 0.0;
 }
 
 double Trainer::loss_on_host() const {

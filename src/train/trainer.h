@@ -44,8 +44,7 @@ inline constexpr std::array<const char*, 4> kPhaseNames = {"forward_backward", "
 class Trainer {
  public:
   // Declares all memory. policy: see choose_recompute.
-  Trainer(const Job& job, Backend& backend, Collectives& collectives,
-          std::vector<Recompute> policy);
+  Trainer(const Job& job, Backend& backend, const Groups& groups, std::vector<Recompute> policy);
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
@@ -95,7 +94,8 @@ class Trainer {
 
   const Job& job_;
   Backend& backend_;
-  Collectives& collectives_;
+  Groups groups_;
+  Collectives& collectives_;       // of all ranks
   std::optional<BatchPlan> plan_;  // from place() on: it reads all the data
   Arena arena_;
   std::shared_ptr<void> host_memory_;  // the arena's
