@@ -20,6 +20,7 @@
 #include "handle.h"
 #include "nccl_communicator.h"
 #include "rank_sum.h"
+#include "waits.h"
 
 namespace utrain {
 namespace {
@@ -148,9 +149,10 @@ class NcclCollectives : public Collectives {
   void wait(int64_t number) override {
     ASSERT(number <= number_);
     if (number <= waited_for_) return;
-    CUDA_CHECK(cudaStreamWaitEvent(backend_stream_, end_of(number)));
+    waits_.wait(backend_stream_, end_of(number));
     waited_for_ = number;
   }
+  double exposed_seconds() override { return waits_.seconds(); }
 
   void all_reduce_sum(const Tensor& x) override {
     begin_all_reduce_sum(x);
@@ -365,6 +367,7 @@ class NcclCollectives : public Collectives {
   std::shared_ptr<Lane> lane_;
   int64_t lane_bytes_;  // of scratch memory taken for this
   cuda::Event backend_reached_;
+  cuda::Waits waits_;              // of the backend's stream
   std::vector<cuda::Event> ends_;  // [kEnds] of the newest calls, by number
   int64_t part_bytes_;             // [size - 1] parts received from the others
   cuda::DeviceMemory scalars_;     // [size]

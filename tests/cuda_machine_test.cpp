@@ -5,6 +5,7 @@
 #include "backend.h"
 #include "comm/nccl_collectives.h"
 #include "launch.h"
+#include "needs_gpu.h"
 
 namespace utrain {
 namespace {
@@ -12,8 +13,8 @@ namespace {
 class CudaMachine : public testing::Test {
  protected:
   void SetUp() override {
-    if (visible_gpus().empty()) GTEST_SKIP() << "no GPU";
-    if (!nccl_is_built()) GTEST_SKIP() << "no NCCL";
+    UTRAIN_NEEDS_GPU();
+    UTRAIN_NEEDS_NCCL();
   }
   void TearDown() override {
     for (const char* name : {"LD_PRELOAD", "FAKE_NCCL_OTHER_RANK", "CUDA_VISIBLE_DEVICES"})
@@ -90,7 +91,7 @@ TEST_F(CudaMachine, ACapOnMemoryIsKept) {
   const auto held = static_cast<double>(make_cuda_backend(DType::bf16)->reserve_bytes());
   expect_refusal(
       start(kAlone, {fmt::format("--run.gpu_memory_gb={:.6f}", held * 1e-9 + 1e-5), "--check"}), 2,
-      "raise run.gpu_memory_gb, set parallel.strategy = \"zero3\"");
+      "raise run.gpu_memory_gb, set parallel.offload_params = true");
 }
 
 }  // namespace

@@ -1,12 +1,15 @@
 // The whole program on one GPU: the golden cases in float32, the curve and the gradients in bf16
-// and f16 beside them, dropout against the CPU, equal runs with equal bits, the quickstart, and
-// refusals that need a GPU. Cases for more GPUs than there are skip visibly, as all do without any.
+// and f16 beside them, dropout against the CPU, equal runs and strategies with equal bits, the
+// quickstart, and refusals that need a GPU. Cases for more GPUs than there are skip visibly, as all
+// do without any.
+#include <filesystem>
 #include <numeric>
 
 #include "backend.h"
 #include "comm/nccl_collectives.h"
 #include "golden_case.h"
 #include "launch.h"
+#include "needs_gpu.h"
 #include "token_files.h"
 
 namespace utrain {
@@ -16,10 +19,6 @@ using Words = std::vector<std::string>;
 
 const std::string kOnGpu = "--run.backend=cuda", kShared = "--parallel.collectives=mpi";
 
-size_t n_gpus() {
-  return visible_gpus().size();
-}
-
 constexpr GoldenBounds kBounds = {tolerance::kCudaGoldenLogits, tolerance::kCudaGoldenLoss,
                                   tolerance::kCudaGoldenGradient, tolerance::kCudaGoldenCurve,
                                   tolerance::kCudaGoldenAdapter};
@@ -27,11 +26,10 @@ constexpr GoldenBounds kBounds = {tolerance::kCudaGoldenLogits, tolerance::kCuda
 class CudaGolden : public GoldenCase {
  protected:
   void SetUp() override {
-    if (n_gpus() == 0) GTEST_SKIP() << "no GPU";
+    UTRAIN_NEEDS_GPU();
     if (GetParam().collectives == "nccl") {
-      if (!nccl_is_built()) GTEST_SKIP() << "built without NCCL";
-      if (n_gpus() < static_cast<size_t>(GetParam().ranks))
-        GTEST_SKIP() << "needs " << GetParam().ranks << " GPUs";
+      UTRAIN_NEEDS_NCCL();
+      UTRAIN_NEEDS_GPUS(GetParam().ranks);
     }
     GoldenCase::SetUp();
   }
@@ -86,15 +84,11 @@ struct Result {
   SafetensorsFile adapter() const {
     return SafetensorsFile(dir + "/adapter/adapter_model.safetensors");
   }
-  // All but times.
-  std::string text() const {
-    std::string text;
-    for (const Json& line : lines) {
-      for (const auto& [key, value] : line.as_object())
-        if (key != "step_ms" && key != "tokens_per_second") text += key + to_text(value) + " ";
-      text += "\n";
-    }
-    return text;
+  std::string text() const { return text_without_times(lines); }
+  // Bytes of what was trained.
+  std::string trained() const {
+    const std::string model = dir + "/model/model.safetensors";
+    return read_bytes(std::filesystem::exists(model) ? model : adapter().path());
   }
 };
 
@@ -109,9 +103,7 @@ std::string shape_of(const std::vector<Json>& lines) {
 
 class CudaRun : public testing::Test {
  protected:
-  void SetUp() override {
-    if (n_gpus() == 0) GTEST_SKIP() << "no GPU";
-  }
+  void SetUp() override { UTRAIN_NEEDS_GPU(); }
   static void TearDownTestSuite() { worst_.print_and_forget(); }
 
   Result run(int ranks, const Words& arguments) {
@@ -174,6 +166,28 @@ TEST_F(CudaRun, EqualRunsHaveEqualBits) {
       EXPECT_EQ(first.lines.size(), 10u);
       EXPECT_EQ(first.text(), second.text());
       EXPECT_TRUE(read_bytes(first.adapter().path()) == read_bytes(second.adapter().path()));
+    }
+  }
+}
+
+// A step is one pass: each sum over ranks is then the same sum.
+TEST_F(CudaRun, StrategiesHaveEqualBits) {
+  for (const auto& [name, dtype] : {std::pair{"llama", "float32"},
+                                    {"llama", "bfloat16"},
+                                    {"llama_full", "float32"},
+                                    {"llama_full", "bfloat16"}}) {
+    const auto train = [&](const std::string& strategy) {
+      return run(4,
+                 golden(name, {kOnGpu, kShared, fmt::format("--model.dtype={}", dtype),
+                               "--train.micro_batch_size=8", "--parallel.strategy=" + strategy}));
+    };
+    const Result wanted = train("ddp");
+    ASSERT_EQ(wanted.lines.size(), 10u);
+    for (const char* strategy : {"zero1", "zero2", "zero3"}) {
+      SCOPED_TRACE(fmt::format("{} {} {}", name, dtype, strategy));
+      const Result found = train(strategy);
+      EXPECT_EQ(found.text(), wanted.text());
+      EXPECT_TRUE(found.trained() == wanted.trained());
     }
   }
 }
@@ -278,6 +292,40 @@ TEST_F(CudaRun, WritesTheLinesOfTheCpuInTheirOrder) {
   }
 }
 
+// AdamW of the host beside the GPU's: each rounds the same operations, the GPU with fused ones.
+TEST_F(CudaRun, OptimizerOnTheHostFollowsTheGpus) {
+  struct Case {
+    const char *name, *strategy, *dtype;
+    int ranks;
+  };
+  for (const Case& c : {Case{"llama", "ddp", "float32", 1},
+                        {"llama", "ddp", "bfloat16", 1},
+                        {"llama", "zero3", "bfloat16", 2},
+                        {"llama_full", "ddp", "float16", 1},
+                        {"llama_full", "zero1", "float32", 2},
+                        {"llama_full", "zero2", "bfloat16", 2},
+                        {"llama_full", "zero3", "bfloat16", 3}}) {
+    SCOPED_TRACE(fmt::format("{} in {} on {} ranks, {}", c.name, c.dtype, c.ranks, c.strategy));
+    const auto train = [&](const char* offload) {
+      return run(c.ranks,
+                 golden(c.name, {kOnGpu, kShared, fmt::format("--model.dtype={}", c.dtype),
+                                 fmt::format("--parallel.strategy={}", c.strategy),
+                                 fmt::format("--parallel.offload_optimizer={}", offload)}));
+    };
+    const Result wanted = train("false"), found = train("true"), again = train("true");
+    const bool wide = std::string(c.dtype) == "float32";
+    worst_.expect_curve(wide ? "offloaded loss" : "offloaded loss, half precision",
+                        found.of("loss"), wanted.of("loss"),
+                        wide ? tolerance::kCudaGoldenCurve : tolerance::kHalfCurve);
+    EXPECT_EQ(found.text(), again.text());
+    const Json summary = read_json(found.dir + "/summary.json");
+    const Json* bytes = summary.find("peak_memory_bytes");
+    ASSERT_NE(bytes->find("host"), nullptr);
+    EXPECT_GT(bytes->find("host")->as_int64(), 0);
+    EXPECT_EQ(bytes->find("optimizer")->as_int64(), 0);
+  }
+}
+
 TEST_F(CudaRun, QuickstartLearnsInBf16AsInFloat32) {
   const std::string input = source_dir() + "/input";
   const auto learn = [&](const std::string& dtype) {
@@ -303,7 +351,7 @@ TEST_F(CudaRun, QuickstartLearnsInBf16AsInFloat32) {
 }
 
 TEST_F(CudaRun, MoreRanksThanGpusAreRefused) {
-  const int ranks = static_cast<int>(n_gpus()) + 1;
+  const int ranks = static_cast<int>(visible_gpus().size()) + 1;
   for (const char* collectives : {"auto", "nccl"}) {
     SCOPED_TRACE(collectives);
     if (collectives == std::string("nccl") && !nccl_is_built()) continue;

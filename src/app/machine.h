@@ -33,6 +33,9 @@ struct Machine {
   int64_t reserve_bytes() const;
 };
 
+// What model.dtype means on a GPU: "auto" is bfloat16 where the GPU has it, else float16.
+DType dtype_on_gpu(const std::string& dtype, int compute_capability);
+
 // Whether host memory holds what the arena wants of it; a usage error where it does not.
 void check_host_memory(const Arena& arena, const Machine& machine);
 

@@ -183,6 +183,8 @@ std::string summary_json(const Job& job, const RunFacts& facts, const Trainer& t
   s.set("tokens_per_second", per_second(static_cast<double>(totals.tokens), totals));
   const double flops = per_second(totals.model_flops, totals), peak = peak_of_all(facts);
   s.set("model_flops_per_second", flops).set("mfu", peak > 0.0 ? Json(flops / peak) : Json());
+  s.set("exposed_communication_percent",
+        facts.ranks > 1 ? Json(100.0 * per_second(totals.exposed_seconds, totals)) : Json());
   s.set("seconds", seconds).set("peak_memory_bytes", memory);
   s.set(job.is_full() ? "trained_model" : "adapter",
         totals.output_path.empty() ? Json() : Json(totals.output_path))
@@ -225,6 +227,11 @@ std::string end_summary(const Job& job, const RunFacts& facts, const Trainer& tr
                          text_of_seconds(trainer.phase_seconds(static_cast<Phase>(i))));
   }
   row("time", split + fmt::format(", save {}", text_of_seconds(totals.save_seconds)));
+  if (facts.ranks > 1) {
+    row("exposed", fmt::format("{:.1f} % of the step time is communication that computing did not "
+                               "hide, and waiting for other ranks",
+                               100.0 * per_second(totals.exposed_seconds, totals)));
+  }
   row("memory",
       fmt::format("{} planned a rank, {} at most in use by a rank's process",
                   text_of_bytes(trainer.arena().bytes()), text_of_bytes(totals.peak_memory)));

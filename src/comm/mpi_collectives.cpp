@@ -46,6 +46,19 @@ int tag_of(int64_t number) {
   return static_cast<int>(number % 32768);
 }
 
+// Adds the time from here to the end of the scope.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds), begin_(MPI_Wtime()) {}
+  ~Stopwatch() { seconds_ += MPI_Wtime() - begin_; }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& seconds_;
+  double begin_;
+};
+
 // x as a flat view of its n elements.
 Tensor flat(const Tensor& x, int64_t n) {
   ASSERT(x.n_elem() == n && x.contiguous() && (n == 0 || x.data != nullptr));
@@ -76,6 +89,7 @@ MpiCollectives::MpiCollectives(const RankGroup& group, int64_t window_elems)
 
 void MpiCollectives::all_reduce_sum(const Tensor& x) {
   ++number_;
+  const Stopwatch stopwatch(seconds_);
   const int64_t n = x.n_elem();
   const Tensor whole = flat(x, n);
   const Tensor own = whole.columns(slice_begin(n, rank_, size_), slice_size(n, rank_, size_));
@@ -85,18 +99,21 @@ void MpiCollectives::all_reduce_sum(const Tensor& x) {
 
 void MpiCollectives::reduce_scatter_sum(const Tensor& shard, const Tensor& x) {
   ++number_;
+  const Stopwatch stopwatch(seconds_);
   const int64_t n = x.n_elem();
   sum_slice(flat(shard, slice_size(n, rank_, size_)), flat(x, n));
 }
 
 void MpiCollectives::all_gather(const Tensor& whole, const Tensor& shard) {
   ++number_;
+  const Stopwatch stopwatch(seconds_);
   const int64_t n = whole.n_elem();
   gather_slices(flat(whole, n), flat(shard, slice_size(n, rank_, size_)));
 }
 
 void MpiCollectives::broadcast(const Tensor& x, int root) {
   ++number_;
+  const Stopwatch stopwatch(seconds_);
   ASSERT(root >= 0 && root < size_);
   const int64_t n = x.n_elem();
   const Tensor whole = flat(x, n);

@@ -11,6 +11,11 @@ struct Groups {
 
   Collectives& world;  // of what is trained, and of sums
   Collectives& base;   // of zero3's frozen base: world, or the ranks of a node
+
+  // See Collectives.
+  double exposed_seconds() const {
+    return world.exposed_seconds() + (&base == &world ? 0.0 : base.exposed_seconds());
+  }
 };
 
 }  // namespace utrain

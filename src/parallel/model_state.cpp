@@ -55,8 +55,9 @@ ModelState::ModelState(const Architecture& architecture, const Options& options,
         UnitStore::Options{"adapters", backend.dtype(), MemoryClass::adapters, holding},
         Shards(layout_.unit_begin(), world.rank(), world.size()), backend, world, arena);
   }
-  trainables_.emplace(options.strategy, decay_runs(layout_), full_ ? *images_ : *adapter_values_,
-                      backend, world, arena);
+  trainables_.emplace(Trainables::Options{options.strategy, options.offload_optimizer},
+                      decay_runs(layout_), full_ ? *images_ : *adapter_values_, backend, world,
+                      arena);
   residency_.emplace(*images_, full_ ? nullptr : &*adapter_values_, *trainables_);
 }
 

@@ -21,6 +21,7 @@ class ModelState {
     Method method = Method::lora;
     LoraOptions lora;  // of Method::lora
     Strategy strategy = Strategy::ddp;
+    bool offload_optimizer = false;
     bool offload_params = false;  // the base in host memory; not where it is trained
   };
   // Declares its memory. groups.base is groups.world where the base is trained.

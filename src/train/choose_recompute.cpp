@@ -22,7 +22,7 @@ std::string more_gpu_memory(const Job& job) {
 
 }  // namespace
 
-std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, const Groups& groups,
+std::vector<Recompute> wanted_recompute(const Job& job, Backend& backend, const Groups& groups,
                                         int64_t budget) {
   const int64_t L = job.architecture.n_layers;
   const auto bytes_of = [&](const std::vector<Recompute>& policy) {
@@ -57,6 +57,13 @@ std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, const 
     policy = fewest(Recompute::mlp, Recompute::keep);
     if (bytes_of(policy) > budget) policy = fewest(Recompute::block, Recompute::mlp);
   }
+  return policy;
+}
+
+std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, const Groups& groups,
+                                        int64_t budget) {
+  const std::vector<Recompute> policy = wanted_recompute(job, backend, groups, budget);
+  const std::string& wish = job.config.train.recompute;
   const Trainer chosen(job, backend, groups, policy);
   const int64_t needed = chosen.arena().bytes();
   if (needed > budget) {

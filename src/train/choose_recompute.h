@@ -10,8 +10,11 @@
 namespace utrain {
 
 // The policy of every layer that train.recompute asks for; "auto" computes again as little as fits
-// into budget bytes: first the MLP of as many layers as needed, then whole blocks. Throws usage
-// where nothing fits.
+// into budget bytes: first the MLP of as many layers as needed, then whole blocks. Where nothing
+// fits: the one of them that takes the least memory.
+std::vector<Recompute> wanted_recompute(const Job& job, Backend& backend, const Groups& groups,
+                                        int64_t budget);
+// The same. Throws usage where it does not fit.
 std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, const Groups& groups,
                                         int64_t budget);
 
