@@ -1,10 +1,10 @@
 // Ordered sums over NCCL: every rank owns one slice, receives it from all others, adds in rank
 // order, and gives the sum to all. ncclAllReduce chooses an order by algorithm and size, so it
 // cannot keep the order promise of comm/collectives.h.
-//   All of it runs on a stream of its own, or that of other collectives. Events tie it to the backend's stream: what was told
-// before a call comes before it, what is told after its wait() or finish() comes after. The host
-// waits in scalar calls alone. Sums go in windows, so that what was received fits into the scratch
-// memory.
+//   All of it runs on a stream of its own, or that of other collectives. Events tie it to the
+// backend's stream: what was told before a call comes before it, what is told after its wait() or
+// finish() comes after. The host waits in scalar calls alone. Sums go in windows, so that what was
+// received fits into the scratch memory.
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -19,6 +19,7 @@
 #include "cuda_check.h"
 #include "handle.h"
 #include "nccl_communicator.h"
+#include "nccl_lane.h"
 #include "rank_sum.h"
 #include "waits.h"
 
@@ -35,41 +36,10 @@ Tensor flat(const Tensor& x, int64_t n) {
   return make_tensor(x.data, x.dtype, 1, n);
 }
 
-// Before the backend's kernels in the queue of the GPU: what waits for a sum waits for all ranks.
-cuda::Stream make_urgent_stream() {
-  int least = 0, greatest = 0;
-  cudaStream_t stream = nullptr;
-  CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
-  CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest));
-  return cuda::Stream(stream);
-}
-
 int64_t free_bytes() {
   size_t free = 0, total = 0;
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
   return static_cast<int64_t>(free);
-}
-
-// What calls are done on and where they receive; of one communicator or more, so that whoever waits
-// for it waits for all of them.
-struct Lane {
-  cuda::Stream stream;
-  int64_t scratch_bytes;
-  cuda::DeviceMemory scratch;
-  std::vector<const cuda::NcclCommunicator*> communicators = {};
-
-  bool failed() const {
-    return std::any_of(communicators.begin(), communicators.end(),
-                       [](const auto* communicator) { return communicator->failed(); });
-  }
-  void check() const {
-    for (const auto* communicator : communicators) communicator->check();
-  }
-};
-
-std::shared_ptr<Lane> make_lane(int64_t scratch_bytes) {
-  return std::make_shared<Lane>(
-      Lane{make_urgent_stream(), scratch_bytes, cuda::make_device_memory(scratch_bytes)});
 }
 
 class NcclCollectives : public Collectives {
@@ -196,9 +166,9 @@ class NcclCollectives : public Collectives {
   }
 
  private:
-  static std::shared_ptr<Lane> lane_of(int size, const NcclOptions& options) {
+  static std::shared_ptr<cuda::Lane> lane_of(int size, const NcclOptions& options) {
     if (options.beside == nullptr)
-      return make_lane(bytes_of_part(options.scratch_bytes, size) * (size - 1));
+      return cuda::make_lane(bytes_of_part(options.scratch_bytes, size) * (size - 1));
     const auto* beside = dynamic_cast<const NcclCollectives*>(options.beside);
     ASSERT(beside != nullptr && beside->size_ >= size);
     return beside->lane_;
@@ -364,7 +334,7 @@ class NcclCollectives : public Collectives {
   Clock::time_point deadline_ = Clock::time_point::max();
   cudaStream_t backend_stream_;
   int64_t free_at_start_;
-  std::shared_ptr<Lane> lane_;
+  std::shared_ptr<cuda::Lane> lane_;
   int64_t lane_bytes_;  // of scratch memory taken for this
   cuda::Event backend_reached_;
   cuda::Waits waits_;              // of the backend's stream

@@ -6,16 +6,13 @@
 #include <sys/wait.h>
 
 #include <array>
-#include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <optional>
 
-#include "backend.h"
 #include "comm/mpi_collectives.h"
 #include "comm/nccl_collectives.h"
-#include "core/convert.h"
+#include "device_tensors.h"
 #include "needs_gpu.h"
 
 namespace utrain {
@@ -25,67 +22,8 @@ constexpr const char* kRole = "UTRAIN_NCCL_TEST_ROLE";  // what a started proces
 World* world = nullptr;                                 // of a process that is a rank
 int device = 0;
 
-template <class T>
-constexpr T kPoison = static_cast<T>(NAN);
-
-// Values of mixed sign and magnitude, so that another order of adding shows in the bits.
-template <class T>
-std::vector<T> part(int rank, int64_t n) {
-  std::vector<T> values(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) {
-    uint64_t x = static_cast<uint64_t>(i) * 2654435761u + static_cast<uint64_t>(rank) * 40503u + 17;
-    x ^= x >> 29, x *= 0xbf58476d1ce4e5b9u, x ^= x >> 32;
-    const double mantissa = static_cast<double>(x % 1000003) / 1000003.0 - 0.5;
-    values[static_cast<size_t>(i)] =
-        static_cast<T>(std::ldexp(mantissa, static_cast<int>(x >> 40) % 12));
-  }
-  return values;
-}
-
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
-
-template <class T>
-Tensor view(std::vector<T>& x) {
-  return make_tensor(x.data(), dtype_of<T>, 1, std::ssize(x));
-}
-
-template <class T>
-std::vector<T> slice_of(const std::vector<T>& x, int rank, int ranks) {
-  const int64_t n = std::ssize(x);
-  return {x.begin() + Collectives::slice_begin(n, rank, ranks),
-          x.begin() + Collectives::slice_begin(n, rank + 1, ranks)};
-}
-
-// Tensors on the GPU, from and to the host in the order of the backend's calls.
-class Device {
- public:
-  Device() : backend_(make_cuda_backend(DType::f32, device)) {}
-  Backend& backend() { return *backend_; }
-
-  // n elements; the memory begins offset elements behind what is aligned.
-  template <class T>
-  Tensor tensor(int64_t n, int64_t offset = 0) {
-    const int64_t bytes = (n + offset) * static_cast<int64_t>(sizeof(T));
-    void* memory = backend_->allocate(std::max<int64_t>(bytes, 1));
-    return make_tensor(static_cast<T*>(memory) + offset, dtype_of<T>, 1, n);
-  }
-  template <class T>
-  void write(const Tensor& x, const std::vector<T>& values) {
-    backend_->upload(x.data, values.data(), std::ssize(values) * static_cast<int64_t>(sizeof(T)));
-  }
-  template <class T>
-  std::vector<T> read(const Tensor& x) {
-    std::vector<T> values(static_cast<size_t>(x.n_elem()));
-    backend_->download(values.data(), x.data, x.n_elem() * static_cast<int64_t>(sizeof(T)));
-    return values;
-  }
-
- private:
-  std::unique_ptr<Backend> backend_;
+struct Device : DeviceTensors {
+  Device() : DeviceTensors(device) {}
 };
 
 std::unique_ptr<Collectives> connect(Backend& backend, const NcclOptions& options = {}) {
@@ -140,20 +78,15 @@ void expect_same_as_mpi(Device& gpu, Collectives& nccl, const RankGroup& group, 
   EXPECT_EQ(nccl.number(), 5 + ranks);
 }
 
-template <class T>
-void expect_same_as_mpi(Device& gpu, Collectives& nccl, int64_t n, int64_t offset) {
-  expect_same_as_mpi<T>(gpu, nccl, world->all_ranks(), n, offset);
-}
-
 TEST(InRanks, SumsInRankOrder) {
   Device gpu;
   for (const int64_t n : {0, 1, 1023, 1024, 1025, 3073, 24576, 100003}) {
     const auto nccl = connect(gpu.backend(), {.scratch_bytes = 1 << 20});
-    expect_same_as_mpi<float>(gpu, *nccl, n, 0);
+    expect_same_as_mpi<float>(gpu, *nccl, world->all_ranks(), n, 0);
   }
   for (const int64_t n : {1025, 12288, 100003}) {
     const auto nccl = connect(gpu.backend(), {.scratch_bytes = 1 << 20});
-    expect_same_as_mpi<double>(gpu, *nccl, n, 1);
+    expect_same_as_mpi<double>(gpu, *nccl, world->all_ranks(), n, 1);
   }
 }
 
@@ -161,10 +94,10 @@ TEST(InRanks, SumsInWindowsAndFromAnyAddress) {
   Device gpu;
   for (const int64_t n : {1025, 5000, 24576, 100003}) {
     const auto nccl = connect(gpu.backend(), {.scratch_bytes = n > 5000 ? 30000 : 1});
-    expect_same_as_mpi<float>(gpu, *nccl, n, n % 4);
+    expect_same_as_mpi<float>(gpu, *nccl, world->all_ranks(), n, n % 4);
   }
   const auto nccl = connect(gpu.backend(), {.scratch_bytes = 1});
-  expect_same_as_mpi<double>(gpu, *nccl, 2049, 1);
+  expect_same_as_mpi<double>(gpu, *nccl, world->all_ranks(), 2049, 1);
 }
 
 TEST(InRanks, MovesAnyDType) {
@@ -274,8 +207,6 @@ TEST(InRanks, OfANodeSumInRankOrder) {
   const auto all = connect(gpu.backend(), {.scratch_bytes = 30000});
   for (const int64_t n : {0, 1025, 24576, 100003}) {
     const auto node = connect_node(gpu.backend(), *all);
-    EXPECT_EQ(node->rank(), world->rank() % 2);
-    EXPECT_EQ(node->size(), world->local_size());
     expect_same_as_mpi<float>(gpu, *node, world->node_group(), n, n % 4);
   }
 }
