@@ -142,7 +142,6 @@ inline const std::vector<Case>& not_in_this_version() {
   static const std::vector<Case> cases = {
       {"[model]\nquantize = \"fp8\"", {"in.toml:2:12: model.quantize: \"fp8\" is", "\"none\""}},
       {"[model]\nquantize = \"nf4\"", {"in.toml:2:12: model.quantize"}},
-      {"[train]\nrecompute = \"offload\"", {"in.toml:2:13: train.recompute"}},
       {"[parallel]\nshard_group = \"node\"", {"in.toml:2:15: parallel.shard_group"}},
       {"[parallel]\noffload_optimizer = true", {"in.toml:2:21: parallel.offload_optimizer"}},
       {"[parallel]\noffload_params = true", {"in.toml:2:18: parallel.offload_params"}},

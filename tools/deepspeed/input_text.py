@@ -18,7 +18,6 @@ NOT_BUILT = {
     ("parallel.offload_optimizer", True): "false",
     ("parallel.offload_params", True): "false",
     ("parallel.shard_group", "node"): '"world"',
-    ("train.recompute", "offload"): '"auto"',
     ("log.tensorboard", True): "false",
 }
 
