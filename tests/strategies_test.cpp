@@ -88,6 +88,58 @@ TEST_F(Strategies, HaveEqualBitsWhereAStepIsOnePass) {
   expect_same_bits("llama", {2, 3, 4}, kStrategies);
 }
 
+// Where the base lies in host memory, copied layer by layer, and under zero3 gathered then.
+TEST_F(Strategies, HaveEqualBitsWhereTheBaseIsOffloaded) {
+  const Words offload = {"--parallel.offload_params=true"};
+  for (const Words& more : std::vector<Words>{{"--train.micro_batch_size=8"},
+                                              {"--train.micro_batch_size=1"},
+                                              {"--train.recompute=block", "--data.packing=true"}}) {
+    for (const auto& [ranks, strategy] : {std::pair{1, "ddp"}, {2, "zero1"}, {3, "zero3"}}) {
+      SCOPED_TRACE(fmt::format("{} on {} ranks, {}", strategy, ranks, fmt::join(more, " ")));
+      Words words = more;
+      words.push_back(fmt::format("--parallel.strategy={}", strategy));
+      const Result wanted = run("llama", ranks, words);
+      words.insert(words.end(), offload.begin(), offload.end());
+      const Result found = run("llama", ranks, words);
+      ASSERT_EQ(found.lines.size(), 10u);
+      EXPECT_EQ(found.text(), wanted.text());
+      EXPECT_TRUE(found.tensors == wanted.tensors);
+      EXPECT_GT(found.summary.find("peak_memory_bytes")->find("host")->as_int64(), 0);
+    }
+  }
+}
+
+// More layers than places: every layer takes the place of another one, on the way up and down.
+TEST_F(Strategies, HaveEqualBitsWhereLayersTakePlacesInTurn) {
+  Json many = read_json(golden_path("llama") + "/model/config.json");
+  many.set("num_hidden_layers", 7);
+  std::filesystem::create_directory(dir_ / "deep");
+  write_bytes(dir_ / "deep/config.json", to_text(many));
+  const auto deep = [&](int ranks, const Words& more) {
+    Words words = {"--model.path=" + (dir_ / "deep"), "--model.init=random",
+                   "--lora.init_from=", "--train.micro_batch_size=2", "--train.max_steps=3"};
+    words.insert(words.end(), more.begin(), more.end());
+    return run("llama", ranks, words);
+  };
+  const auto expect_equal = [](const Result& found, const Result& wanted) {
+    ASSERT_EQ(found.lines.size(), 3u);
+    EXPECT_EQ(found.text(), wanted.text());
+    EXPECT_TRUE(found.tensors == wanted.tensors);
+  };
+  const std::string offload = "--parallel.offload_params=true";
+  const Result alone = deep(kAlone, {}), offloaded = deep(kAlone, {offload});
+  expect_equal(offloaded, alone);
+  const auto base = [](const Result& r) {
+    return r.summary.find("peak_memory_bytes")->find("base")->as_int64();
+  };
+  EXPECT_LT(base(offloaded), base(alone));
+  const Words zero3 = {"--parallel.strategy=zero3"};
+  const Result sharded = deep(3, zero3);
+  expect_equal(deep(3, {zero3[0], offload}), sharded);
+  const Result ddp = deep(3, {});
+  for (const char* key : {"loss", "grad_norm"}) expect_near(sharded, ddp, key);
+}
+
 TEST_F(Strategies, HaveEqualBitsWhereEveryWeightIsTrained) {
   expect_same_bits("llama_full", {3}, kStrategies);
   expect_same_bits("llama_full", {2, 4}, {"ddp", "zero3"});

@@ -74,6 +74,7 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   world.together([&] {
     p.policy = choose_recompute(*p.job, backend, collectives, p.machine.memory_budget);
     p.trainer = std::make_unique<Trainer>(*p.job, backend, collectives, p.policy);
+    check_host_memory(p.trainer->arena(), p.machine);
   });
   p.facts = {p.machine.description,
              backend.dtype(),

@@ -46,6 +46,7 @@ Machine open_cpu(const Config& config, const World& world) {
   });
   machine.collectives = std::make_unique<MpiCollectives>(world);
   machine.memory_budget = -machine.collectives->all_reduce_max(-budget);
+  machine.host_memory_budget = machine.memory_budget;
   machine.description = fmt::format("{}, {} thread{} a rank", machine.backend->name(), threads,
                                     threads == 1 ? "" : "s");
   return machine;
@@ -128,9 +129,13 @@ Machine open_cuda(const Config& config, const World& world) {
   else
     machine.collectives = std::make_unique<StagedCollectives>(
         std::make_unique<MpiCollectives>(world), *machine.backend);
-  int64_t budget = 0;
-  world.together([&] { budget = gpu_budget(machine, device, ranks, config.run.gpu_memory_gb); });
+  int64_t budget = 0, host_budget = 0;
+  world.together([&] {
+    budget = gpu_budget(machine, device, ranks, config.run.gpu_memory_gb);
+    host_budget = share_of(available_memory(), world.local_size());
+  });
   machine.memory_budget = -machine.collectives->all_reduce_max(-budget);
+  machine.host_memory_budget = -machine.collectives->all_reduce_max(-host_budget);
   machine.gpus = world.gather_text(gpu.name);
   machine.distinct_gpus = once_each(machine.gpus, places);
   machine.description = fmt::format("cuda ({}, {:.1f} GB, driver for CUDA {}{})", gpu.name,
@@ -157,6 +162,18 @@ std::vector<std::string> gpu_warnings(const World& world) {
 }
 
 }  // namespace
+
+void check_host_memory(const Arena& arena, const Machine& machine) {
+  const bool is_device = machine.gpus.empty();
+  const int64_t wanted = arena.host_bytes() + (is_device ? arena.bytes() : 0);
+  if (arena.host_bytes() == 0 || wanted <= machine.host_memory_budget) return;
+  fail(ExitCode::usage, "host memory",
+       fmt::format("{:.2f} GB needed on each rank for what is offloaded{}, {:.2f} GB free for it",
+                   static_cast<double>(wanted) * 1e-9, is_device ? " and all else" : "",
+                   static_cast<double>(machine.host_memory_budget) * 1e-9),
+       "offload less ([parallel] offload_params, offload_optimizer; train.recompute), shard with "
+       "parallel.strategy = \"zero3\", run fewer ranks on a node, or ask for more host memory");
+}
 
 Machine open_machine(const Config& config, const World& world) {
   bool cuda = false;

@@ -9,6 +9,7 @@
 #include "comm/collectives.h"
 #include "comm/world.h"
 #include "config/config.h"
+#include "core/arena.h"
 
 namespace utrain {
 
@@ -16,11 +17,15 @@ struct Machine {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Collectives> collectives;  // goes before the backend
   int64_t memory_budget = 0;                 // bytes a rank may plan for, the same on all ranks
-  std::string description;                   // "cpu, 2 threads a rank"
-  std::vector<std::string> gpus;             // [ranks] name of each rank's GPU; none on the CPU
-  std::vector<std::string> distinct_gpus;    // names of the GPUs, each once that ranks share
-  std::vector<std::string> warnings;         // what the user should know of the machine
+  int64_t host_memory_budget = 0;          // likewise of host memory; on the CPU both are the same
+  std::string description;                 // "cpu, 2 threads a rank"
+  std::vector<std::string> gpus;           // [ranks] name of each rank's GPU; none on the CPU
+  std::vector<std::string> distinct_gpus;  // names of the GPUs, each once that ranks share
+  std::vector<std::string> warnings;       // what the user should know of the machine
 };
+
+// Whether host memory holds what the arena wants of it; a usage error where it does not.
+void check_host_memory(const Arena& arena, const Machine& machine);
 
 // Collective; all ranks leave alike. Fails with usage where the backend, its dtype or the placement
 // is not available.

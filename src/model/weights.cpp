@@ -333,8 +333,8 @@ void load_images(const std::vector<ImageSlice>& slices, const WeightSource& sour
   for (const ImageSlice& slice : slices) {
     for (int64_t begin = slice.begin; begin < slice.end; begin += kPiece) {
       const int64_t end = std::min(begin + kPiece, slice.end);
-      pieces.push_back(
-          {slice.layout, static_cast<char*>(slice.device) + begin - slice.begin, begin, end});
+      pieces.push_back({slice.layout, static_cast<char*>(slice.to) + begin - slice.begin, begin,
+                        end, slice.in_host});
       largest = std::max(largest, end - begin);
     }
   }
@@ -345,7 +345,8 @@ void load_images(const std::vector<ImageSlice>& slices, const WeightSource& sour
   };
   const std::array<std::unique_ptr<char[]>, 2> buffers = {make_buffer(), make_buffer()};
   const auto upload = [&](size_t i) {
-    backend.upload(pieces[i].device, buffers[i % 2].get(), pieces[i].end - pieces[i].begin);
+    if (!pieces[i].in_host)
+      backend.upload(pieces[i].to, buffers[i % 2].get(), pieces[i].end - pieces[i].begin);
   };
   const auto prefetch = [&](size_t i) {
     const ImageSlice& p = pieces[i];
@@ -356,7 +357,8 @@ void load_images(const std::vector<ImageSlice>& slices, const WeightSource& sour
   prefetch(0);
   for (size_t i = 0; i < pieces.size(); ++i) {
     const ImageSlice& p = pieces[i];
-    fill_image_while(*p.layout, source, p.begin, p.end, buffers[i % 2].get(), [&] {
+    void* filled = p.in_host ? p.to : buffers[i % 2].get();
+    fill_image_while(*p.layout, source, p.begin, p.end, filled, [&] {
       if (i + 1 < pieces.size()) prefetch(i + 1);
       if (i > 0) upload(i - 1);
     });

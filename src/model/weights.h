@@ -79,13 +79,14 @@ EndWeights end_views(const Architecture& architecture, const ImageLayout& layout
 // The images of all units: the layers, then the ends.
 std::vector<ImageLayout> image_layouts(const Architecture& architecture, DType dtype);
 
-// Bytes [begin, end) of an image go to `device`.
+// Bytes [begin, end) of an image go to `to`.
 struct ImageSlice {
   const ImageLayout* layout = nullptr;
-  void* device = nullptr;
+  void* to = nullptr;
   int64_t begin = 0, end = 0;
+  bool in_host = false;  // `to` is host memory: it is filled without a detour
 };
-// Reads them all. Not collective. The host holds two pieces of an image at a time.
+// Reads them all. Not collective. For the device, the host holds two pieces of an image at a time.
 void load_images(const std::vector<ImageSlice>& slices, const WeightSource& source,
                  Backend& backend);
 

@@ -43,12 +43,14 @@ ModelState::ModelState(const Architecture& architecture, const Options& options,
       layout_(full_ ? full_layout(architecture) : adapters_.layout()) {
   const int rank = collectives.rank(), ranks = collectives.size();
   const Holding holding = options.strategy == Strategy::zero3 ? Holding::sharded : Holding::whole;
-  images_.emplace(UnitStore::Options{"base", backend.dtype(), MemoryClass::base, holding},
-                  Shards(begins_of(image_layouts_), rank, ranks), collectives, arena);
+  ASSERT(!full_ || !options.offload_params);
+  images_.emplace(UnitStore::Options{"base", backend.dtype(), MemoryClass::base, holding,
+                                     options.offload_params},
+                  Shards(begins_of(image_layouts_), rank, ranks), backend, collectives, arena);
   if (!full_) {
     adapter_values_.emplace(
         UnitStore::Options{"adapters", backend.dtype(), MemoryClass::adapters, holding},
-        Shards(layout_.unit_begin(), rank, ranks), collectives, arena);
+        Shards(layout_.unit_begin(), rank, ranks), backend, collectives, arena);
   }
   trainables_.emplace(options.strategy, decay_runs(layout_), full_ ? *images_ : *adapter_values_,
                       backend, collectives, arena);
@@ -75,13 +77,10 @@ void ModelState::load(const WeightSource& source) {
   for (size_t i = 0; i < image_layouts_.size(); ++i) {
     const auto u = static_cast<int64_t>(i);
     const ImageLayout& layout = image_layouts_[i];
-    if (images_->holding() == Holding::whole) {
-      slices.push_back({&layout, images_->unit(u).data, 0, layout.bytes});
-    } else {
-      const int64_t size = size_of(layout.dtype), begin = images_->shards().own_begin(u) * size;
-      const int64_t n_bytes = images_->shards().own_elems(u) * size;
-      slices.push_back({&layout, images_->own(u).data, begin, begin + n_bytes});
-    }
+    const Tensor home = images_->home(u);
+    const int64_t size = size_of(layout.dtype);
+    const int64_t begin = images_->is_sharded() ? images_->shards().own_begin(u) * size : 0;
+    slices.push_back({&layout, home.data, begin, begin + home.cols * size, images_->is_in_host(u)});
   }
   load_images(slices, source, backend_);
   if (!full_ || trainables_->values_are_parameters()) return;

@@ -20,6 +20,7 @@ class ModelState {
     Method method = Method::lora;
     LoraOptions lora;  // of Method::lora
     Strategy strategy = Strategy::ddp;
+    bool offload_params = false;  // the base in host memory; not where it is trained
   };
   // Declares its memory.
   ModelState(const Architecture& architecture, const Options& options, Backend& backend,

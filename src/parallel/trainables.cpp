@@ -8,7 +8,6 @@ namespace utrain {
 
 namespace {
 
-constexpr int64_t kPlaces = 2;  // one is added to while the other is summed
 // 16 MB: some hundred microseconds of a link, so that few layers wait for the end.
 constexpr int64_t kBucketElems = int64_t{4} << 20;
 
@@ -24,11 +23,17 @@ Trainables::Trainables(Strategy strategy, std::vector<DecayRun> decay, UnitStore
       update_(strategy == Strategy::ddp
                   ? Shards(values.shards().unit_begin(), 0, 1)
                   : Shards(values.shards().unit_begin(), collectives.rank(), collectives.size())),
+      places_(values.shards()),
       values_are_parameters_(backend.dtype() == backend.trainable_dtype()) {
   const DType wide = backend.trainable_dtype();
   const int64_t n = update_.shard_elems();
-  if (!values_are_parameters_)
-    parameters_id_ = arena.declare("parameters", wide, 1, n, MemoryClass::adapters);
+  if (!values_are_parameters_) {
+    // Wider copies of weights are state of the optimizer.
+    const MemoryClass of_copies = values.memory_class() == MemoryClass::adapters
+                                      ? MemoryClass::adapters
+                                      : MemoryClass::optimizer;
+    parameters_id_ = arena.declare("parameters", wide, 1, n, of_copies);
+  }
   m_id_ = arena.declare("Adam's first moment", wide, 1, n, MemoryClass::optimizer);
   v_id_ = arena.declare("Adam's second moment", wide, 1, n, MemoryClass::optimizer);
   const auto declare_gradients = [&](const std::string& name, int64_t n_elem) {
@@ -39,15 +44,10 @@ Trainables::Trainables(Strategy strategy, std::vector<DecayRun> decay, UnitStore
     return;
   }
   own_gradients_id_ = declare_gradients("gradients, own slices", n);
-  std::vector<int64_t> largest(kPlaces + 1, 0);
-  for (int64_t u = 0; u < n_units(); ++u) {
-    int64_t& place = largest[static_cast<size_t>(u == n_units() - 1 ? kPlaces : u % kPlaces)];
-    place = std::max(place, update_.n_elem(u));
-  }
-  for (size_t place = 0; place < largest.size(); ++place)
-    gradients_ids_.push_back(
-        declare_gradients(fmt::format("gradients of a unit, place {}", place), largest[place]));
-  place_busy_.assign(largest.size(), 0);
+  for (size_t place = 0; place < places_.size(); ++place)
+    gradients_ids_.push_back(declare_gradients(fmt::format("gradients of a unit, place {}", place),
+                                               places_.n_elem(place)));
+  place_busy_.assign(places_.size(), 0);
 }
 
 void Trainables::bind(const Arena& arena) {
@@ -58,10 +58,9 @@ void Trainables::bind(const Arena& arena) {
   backend_.zero(v_);
   if (!holds_all_gradients()) own_gradients_ = arena[own_gradients_id_];
   for (int64_t u = 0; u < n_units(); ++u) {
-    const auto place = static_cast<size_t>(u == n_units() - 1 ? kPlaces : u % kPlaces);
     gradients_.push_back(holds_all_gradients()
                              ? update_.unit_of(arena[gradients_ids_[0]], u)
-                             : arena[gradients_ids_[place]].columns(0, update_.n_elem(u)));
+                             : arena[gradients_ids_[places_.of(u)]].columns(0, update_.n_elem(u)));
   }
   for (int64_t u = 0; u < n_units(); ++u) {
     const int64_t begin = update_.begin(u) + update_.own_begin(u),
@@ -98,8 +97,7 @@ void Trainables::begin_pass(bool first, bool last) {
 
 void Trainables::begin_gradients(int64_t u) {
   if (holds_all_gradients()) return;
-  const auto place = static_cast<size_t>(u == n_units() - 1 ? kPlaces : u % kPlaces);
-  collectives_.wait(place_busy_[place]);
+  collectives_.wait(place_busy_[places_.of(u)]);
   backend_.zero(gradients(u));
   // What earlier passes summed up goes into the sum of this one, in this rank's part of it.
   if (!first_pass_) backend_.convert(update_.own_of_unit(gradients(u), u), own_gradients(u));
@@ -107,9 +105,8 @@ void Trainables::begin_gradients(int64_t u) {
 
 void Trainables::end_gradients(int64_t u) {
   if (!holds_all_gradients()) {
-    const auto place = static_cast<size_t>(u == n_units() - 1 ? kPlaces : u % kPlaces);
     collectives_.begin_reduce_scatter_sum(own_gradients(u), gradients(u));
-    place_busy_[place] = collectives_.number();
+    place_busy_[places_.of(u)] = collectives_.number();
     return;
   }
   if (!last_pass_) return;

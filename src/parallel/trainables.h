@@ -79,6 +79,7 @@ class Trainables {
   Backend& backend_;
   Collectives& collectives_;
   Shards update_;  // slices of this rank's updates: the whole of each unit under ddp
+  Places places_;  // of gradients, where not all are held: one is added to, another summed
   bool values_are_parameters_;
   Arena::Id parameters_id_ = -1, m_id_ = -1, v_id_ = -1, own_gradients_id_ = -1;
   std::vector<Arena::Id> gradients_ids_;  // all of them, or places

@@ -4,69 +4,112 @@
 
 namespace utrain {
 
-UnitStore::UnitStore(const Options& options, const Shards& shards, Collectives& collectives,
-                     Arena& arena)
-    : options_(options), shards_(shards), collectives_(collectives) {
-  const auto declare = [&](const std::string& name, int64_t n_elem) {
-    ids_.push_back(arena.declare(name, options.dtype, 1, n_elem, options.memory_class));
+namespace {
+
+// Two, one worked on and one on its way; where slices are copied, then gathered, one for each.
+int64_t places_of_layers(const UnitStore::Options& options) {
+  return options.in_host && options.holding == Holding::sharded ? 3 : 2;
+}
+
+}  // namespace
+
+UnitStore::UnitStore(const Options& options, const Shards& shards, Backend& backend,
+                     Collectives& collectives, Arena& arena)
+    : options_(options),
+      shards_(shards),
+      places_(shards, places_of_layers(options)),
+      backend_(backend),
+      collectives_(collectives) {
+  const auto declare = [&](const std::string& name, int64_t n_elem, MemoryClass memory_class) {
+    return arena.declare(name, options.dtype, 1, n_elem, memory_class);
   };
-  if (options.holding == Holding::whole) {
+  if (!has_places()) {
     for (int64_t u = 0; u < shards_.n_units(); ++u)
-      declare(fmt::format("{} of unit {}", options.name, u), shards_.n_elem(u));
+      ids_.push_back(declare(fmt::format("{} of unit {}", options.name, u), shards_.n_elem(u),
+                             options.memory_class));
     return;
   }
-  std::vector<int64_t> largest(kPlaces + 1, 0);
-  for (int64_t u = 0; u < shards_.n_units(); ++u) {
-    int64_t& place = largest[static_cast<size_t>(place_of(u))];
-    place = std::max(place, shards_.n_elem(u));
-  }
-  for (size_t place = 0; place < largest.size(); ++place)
-    declare(fmt::format("{}, gathered, place {}", options.name, place), largest[place]);
-  declare(options.name + ", own slices", shards_.shard_elems());
-  holds_.assign(largest.size(), -1);
-  gathered_.assign(largest.size(), 0);
+  for (size_t place = 0; place < places_.size(); ++place)
+    ids_.push_back(declare(fmt::format("{}, place {}", options.name, place), places_.n_elem(place),
+                           options.memory_class));
+  held_.resize(places_.size());
+  home_id_ = declare(options.name + ", own",
+                     is_sharded() ? shards_.shard_elems() : shards_.begin(last_unit()),
+                     options.in_host ? MemoryClass::host : options.memory_class);
 }
 
 void UnitStore::bind(const Arena& arena) {
-  const auto buffer = [&](int64_t i) { return arena[ids_[static_cast<size_t>(i)]]; };
   for (int64_t u = 0; u < shards_.n_units(); ++u) {
-    if (options_.holding == Holding::whole) {
-      units_.push_back(buffer(u));
-      own_.push_back(shards_.own_of_unit(units_.back(), u));
+    const size_t buffer = has_places() ? places_.of(u) : static_cast<size_t>(u);
+    units_.push_back(arena[ids_[buffer]].columns(0, shards_.n_elem(u)));
+    if (is_sharded()) {
+      home_.push_back(shards_.own_of_shard(arena[home_id_], u));
     } else {
-      units_.push_back(buffer(place_of(u)).columns(0, shards_.n_elem(u)));
-      own_.push_back(shards_.own_of_shard(buffer(kPlaces + 1), u));
+      home_.push_back(is_in_host(u) ? shards_.unit_of(arena[home_id_], u) : units_.back());
     }
   }
 }
 
+Tensor UnitStore::own(int64_t u) const {
+  return is_sharded() ? home(u) : shards_.own_of_unit(unit(u), u);
+}
+
 void UnitStore::get(int64_t u) {
-  if (options_.holding == Holding::whole) return;
-  begin_gather(u);
-  collectives_.wait(gathered_[static_cast<size_t>(place_of(u))]);
+  if (!has_places()) return;
+  begin(u);
+  Place& place = held_[places_.of(u)];
+  if (is_sharded()) {
+    collectives_.wait(place.gathered);
+  } else {
+    wait_for_copy(place);
+  }
   in_use_ = u;
   // The layer before u in the order of the calls is done with: its place takes the one after u.
   // Passes turn round at the ends; the first layer is followed by the second, of the next pass.
-  const int64_t next = u > 0 && u < last_got_ ? u - 1 : u + 1;
+  const int64_t way = u > 0 && u < last_got_ ? -1 : 1;
   last_got_ = u;
-  if (u < last_unit() && next < last_unit()) begin_gather(next);
+  const auto is_layer = [&](int64_t unit) { return unit >= 0 && unit < last_unit(); };
+  if (!is_layer(u) || !is_layer(u + way)) return;
+  begin(u + way);
+  // Its slice is copied while the one before is gathered.
+  if (is_sharded() && is_layer(u + 2 * way)) begin_copy(u + 2 * way);
 }
 
 void UnitStore::release(int64_t u) {
-  ASSERT(options_.holding == Holding::whole || in_use_ == u);
+  ASSERT(!has_places() || in_use_ == u);
 }
 
-void UnitStore::begin_gather(int64_t u) {
-  const auto place = static_cast<size_t>(place_of(u));
-  if (holds_[place] == u) return;
-  collectives_.begin_all_gather(unit(u), own(u));
-  gathered_[place] = collectives_.number();
-  holds_[place] = u;
+// Of what this rank holds, to where it is computed with.
+void UnitStore::begin_copy(int64_t u) {
+  Place& place = held_[places_.of(u)];
+  if (!options_.in_host || place.holds == u) return;
+  place = {u, 0, 0};
+  if (!is_in_host(u)) return;
+  const Tensor to = is_sharded() ? shards_.own_of_unit(unit(u), u) : unit(u);
+  place.copied =
+      backend_.copy_in_begin(to.data, home(u).data, home(u).n_elem() * size_of(to.dtype));
+}
+
+void UnitStore::begin(int64_t u) {
+  begin_copy(u);
+  Place& place = held_[places_.of(u)];
+  if (!is_sharded() || (place.holds == u && place.gathered > 0)) return;
+  place.holds = u;
+  wait_for_copy(place);
+  collectives_.begin_all_gather(unit(u), is_in_host(u) ? shards_.own_of_unit(unit(u), u) : home(u));
+  place.gathered = collectives_.number();
+}
+
+// Once: later the backend may have forgotten its ticket.
+void UnitStore::wait_for_copy(Place& place) {
+  backend_.copy_wait(place.copied);
+  place.copied = 0;
 }
 
 void UnitStore::own_changed() {
-  std::fill(holds_.begin(), holds_.end(), -1);
-  if (options_.holding == Holding::sharded) return;
+  ASSERT(!options_.in_host);
+  std::fill(held_.begin(), held_.end(), Place{});
+  if (is_sharded()) return;
   for (int64_t u = 0; u < shards_.n_units(); ++u) collectives_.begin_all_gather(unit(u), own(u));
   collectives_.finish();
 }

@@ -13,6 +13,8 @@ std::string more_gpu_memory(const Job& job) {
   const Config& c = job.config;
   std::string text;
   if (c.run.gpu_memory_gb > 0.0) text += ", raise run.gpu_memory_gb";
+  if (!c.parallel.offload_params && !job.is_full())
+    text += ", set parallel.offload_params = true to keep the base in host memory";
   if (c.parallel.strategy != "zero3") text += ", set parallel.strategy = \"zero3\" on several GPUs";
   return text + ", or take a GPU with more memory";
 }

@@ -64,6 +64,13 @@ void check_no_lora_keys(const Config& config) {
   }
 }
 
+void check_trained_stays(const Config& config) {
+  if (!config.parallel.offload_params) return;
+  fail(ExitCode::usage, "parallel.offload_params",
+       "found beside train.method = \"full\", where no weight is frozen",
+       "set parallel.offload_optimizer = true instead, or train.method = \"lora\"");
+}
+
 std::vector<float> read_adapter(const std::string& dir, const TrainableLayout& layout) {
   const SafetensorsFile file = open_adapter_weights(dir);
   // All names and shapes before any memory: what config.json claims is bounded by the file.
@@ -191,7 +198,7 @@ ModelState::Options Job::model_options() const {
                             : name == "zero2" ? Strategy::zero2
                             : name == "zero3" ? Strategy::zero3
                                               : Strategy::ddp;
-  return {is_full() ? Method::full : Method::lora, lora, strategy};
+  return {is_full() ? Method::full : Method::lora, lora, strategy, config.parallel.offload_params};
 }
 
 int64_t Job::pass_capacity() const {
@@ -212,7 +219,10 @@ Job read_job(const Config& config, int ranks) {
   job.config = config;
   job.ranks = ranks;
   job.architecture = read_architecture(config.model.path);
-  if (job.is_full()) check_no_lora_keys(config);
+  if (job.is_full()) {
+    check_no_lora_keys(config);
+    check_trained_stays(config);
+  }
   if (!config.lora.init_from.empty()) take_from_adapter(job.config);
   job.lora = lora_options(job.config.lora);
   if (!config.lora.init_from.empty()) {
