@@ -52,6 +52,7 @@ std::vector<GoldenVariant> golden_variants() {
     all.push_back({name, 1, 4, false, "block"});
     all.push_back({name, 4, 1, false, "none", "mpi"});
     all.push_back({name, 3, 2, true, "block", "mpi"});
+    all.push_back({name, 1, 2, false, "offload"});
   }
   for (const char* name : {"mistral_window", "qwen3", "llama_bias_rslora", "llama_tied_down"}) {
     all.push_back({name, 1, 4, false, "none"});
@@ -188,6 +189,27 @@ TEST_F(CudaRun, StrategiesHaveEqualBits) {
       const Result found = train(strategy);
       EXPECT_EQ(found.text(), wanted.text());
       EXPECT_TRUE(found.trained() == wanted.trained());
+    }
+  }
+}
+
+// Copies of six inputs run beside the computation: one that comes late shows.
+TEST_F(CudaRun, OffloadHasTheBitsOfBlock) {
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    for (const int ranks : {1, 2}) {
+      SCOPED_TRACE(fmt::format("{}, {} ranks", dtype, ranks));
+      Words arguments = golden("llama", {kOnGpu, kShared, fmt::format("--model.dtype={}", dtype),
+                                         "--lora.dropout=0.1", "--train.micro_batch_size=2",
+                                         "--data.eval=" + golden_path("llama") + "/tokens.h5"});
+      const Words deep = more_layers("llama", dir_ / "deep", 9);
+      arguments.insert(arguments.end(), deep.begin(), deep.end());
+      arguments.push_back("--train.recompute=block");
+      const Result wanted = run(ranks, arguments);
+      arguments.back() = "--train.recompute=offload";
+      const Result found = run(ranks, arguments);
+      EXPECT_EQ(found.lines.size(), 11u);
+      EXPECT_EQ(found.text(), wanted.text());
+      EXPECT_TRUE(read_bytes(found.adapter().path()) == read_bytes(wanted.adapter().path()));
     }
   }
 }

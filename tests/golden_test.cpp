@@ -60,6 +60,16 @@ std::vector<GoldenVariant> strategies() {
   return all;
 }
 
+std::vector<GoldenVariant> offload() {
+  std::vector<GoldenVariant> all;
+  for (const char* name : {"llama", "qwen2"})
+    for (int ranks = 1; ranks <= 4; ++ranks)
+      all.push_back({name, ranks, 1 << ranks % 3, ranks % 2 == 0, "offload", "auto",
+                     ranks == 3 ? "zero3" : "ddp"});
+  all.push_back({"llama_full", 2, 1, false, "offload"});
+  return all;
+}
+
 constexpr GoldenBounds kBounds = {tolerance::kGoldenLogits, tolerance::kGoldenLoss,
                                   tolerance::kGoldenGradient, tolerance::kGoldenCurve,
                                   tolerance::kGoldenAdapter};
@@ -80,6 +90,8 @@ INSTANTIATE_TEST_SUITE_P(Full, GoldenRun, testing::ValuesIn(full_fine_tuning()),
 INSTANTIATE_TEST_SUITE_P(Full, GoldenDump, testing::ValuesIn(full_fine_tuning()), text_of);
 INSTANTIATE_TEST_SUITE_P(Strategies, GoldenRun, testing::ValuesIn(strategies()), text_of);
 INSTANTIATE_TEST_SUITE_P(Strategies, GoldenDump, testing::ValuesIn(strategies()), text_of);
+INSTANTIATE_TEST_SUITE_P(Offload, GoldenRun, testing::ValuesIn(offload()), text_of);
+INSTANTIATE_TEST_SUITE_P(Offload, GoldenDump, testing::ValuesIn(offload()), text_of);
 INSTANTIATE_TEST_SUITE_P(Pairs, GoldenDump, testing::ValuesIn(every_pair()), text_of);
 // A minute more: --gtest_also_run_disabled_tests.
 INSTANTIATE_TEST_SUITE_P(DISABLED_Matrix, GoldenDump, testing::ValuesIn(whole_matrix()), text_of);

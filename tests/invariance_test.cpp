@@ -172,6 +172,32 @@ TEST_F(Invariance, RecomputationHasEqualBits) {
   expect_same_bits(run(2, {"--train.recompute=block"}), wanted);
 }
 
+TEST_F(Invariance, OffloadHasTheBitsOfBlock) {
+  const Words deep = more_layers("llama", dir_ / "deep", 6);  // the first three inputs are copied
+  const std::string packed = "--data.packing=true", rows = "--data.packing=false",
+                    micro = "--train.micro_batch_size=", zero3 = "--parallel.strategy=zero3";
+  const std::vector<std::pair<int, Words>> variants = {{1, {packed, micro + "1"}},
+                                                       {1, {rows, micro + "3"}},
+                                                       {2, {packed, micro + "2"}},
+                                                       {3, {rows, micro + "1"}},
+                                                       {4, {packed, micro + "1", zero3}}};
+  for (const auto& [ranks, overrides] : variants) {
+    SCOPED_TRACE(fmt::format("{} ranks {}", ranks, fmt::join(overrides, " ")));
+    Words words = overrides;
+    words.insert(words.end(), deep.begin(), deep.end());
+    words.push_back("--train.recompute=block");
+    const Result wanted = run(ranks, words);
+    words.back() = "--train.recompute=offload";
+    const Result found = run(ranks, words);
+    expect_same_bits(found, wanted);
+    EXPECT_EQ(wanted.out.find(" host "), std::string::npos) << wanted.out;
+    EXPECT_NE(found.out.find(" host "), std::string::npos) << found.out;
+    EXPECT_NE(found.out.find("6 of 6 layers compute the block again from host memory"),
+              std::string::npos)
+        << found.out;
+  }
+}
+
 TEST_F(Invariance, AccumulationStepsAreAGlobalBatch) {
   const Words both = {"--train.micro_batch_size=2", "--data.packing=false"};
   const Result wanted = run(2, {both[0], both[1], "--train.global_batch_size=4"});

@@ -187,4 +187,16 @@ inline std::string golden_input(const std::string& name, const std::string& run_
   return input;
 }
 
+// The arguments that give a golden case more layers, of random weights, and a new adapter. Writes
+// their config.json into dir.
+inline std::vector<std::string> more_layers(const std::string& name, const std::string& dir,
+                                            int n_layers) {
+  std::string config = read_bytes(golden_path(name) + "/model/config.json");
+  const std::string two = "\"num_hidden_layers\": 2";
+  config.replace(config.find(two), two.size(), fmt::format("\"num_hidden_layers\": {}", n_layers));
+  std::filesystem::create_directories(dir);
+  write_bytes(dir + "/config.json", config);
+  return {"--model.path=" + dir, "--model.init=random", "--lora.init_from="};
+}
+
 }  // namespace utrain

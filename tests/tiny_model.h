@@ -112,7 +112,11 @@ class TinyModel {
     void* memory = backend_->allocate(arena_.bytes());
     // Whatever is read before it is written shows as NaN.
     std::fill_n(static_cast<uint8_t*>(memory), arena_.bytes(), uint8_t{0xFF});
-    arena_.place(memory);
+    if (arena_.host_bytes() > 0) {
+      host_memory_ = backend_->allocate_host(arena_.host_bytes());
+      std::fill_n(static_cast<uint8_t*>(host_memory_.get()), arena_.host_bytes(), uint8_t{0xFF});
+    }
+    arena_.place(memory, host_memory_.get());
     state_.bind(arena_);
     state_.load(TinyWeights());
     activations_.bind(arena_);
@@ -142,6 +146,8 @@ class TinyModel {
     model_.loss_and_backward(arena_[loss_id_], batch_, {dloss});
     return loss_value();
   }
+  void eval_mode() { model_.eval_mode(); }
+  const Arena& arena() const { return arena_; }
   // Of unit u, from its first element on.
   T* parameters(int64_t u) { return state_.trainables().parameters(u).template as<T>(); }
   const T* gradients(int64_t u) { return state_.trainables().gradients(u).template as<T>(); }
@@ -169,6 +175,7 @@ class TinyModel {
   Pass pass_;
   std::unique_ptr<Backend> backend_;
   Arena arena_;
+  std::shared_ptr<void> host_memory_;  // the arena's
   SilentCollectives alone_;
   ModelState state_;
   Activations activations_;

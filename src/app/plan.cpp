@@ -53,11 +53,14 @@ void set_machine(Plan& plan) {
   plan.machine.row_multiple = kCudaRowMultiple;
   plan.flops_per_second = kShareOfPeak * peak_flops("H100", plan.machine.dtype);
   plan.reserve_bytes = kCudaReserveBytes;
+  plan.context_bytes = kCudaContextBytes;
   if (plan.ranks > 1 && c.parallel.collectives != "mpi")
     plan.reserve_bytes += NcclOptions{}.scratch_bytes;
   plan.gpu_memory_is_assumed = c.run.gpu_memory_gb == 0.0;
   plan.gpu_memory_gb = plan.gpu_memory_is_assumed ? kAssumedGpuMemory : c.run.gpu_memory_gb;
-  const double bytes = plan.gpu_memory_gb * 1e9 - static_cast<double>(plan.reserve_bytes);
+  // A cap does not count the context, neither here nor in a run.
+  const int64_t held = plan.reserve_bytes + (plan.gpu_memory_is_assumed ? plan.context_bytes : 0);
+  const double bytes = plan.gpu_memory_gb * 1e9 - static_cast<double>(held);
   if (bytes <= 0.0) {
     fail(ExitCode::usage, "run.gpu_memory_gb",
          fmt::format("{} GB, of which libraries hold {}", plan.gpu_memory_gb,

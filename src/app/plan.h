@@ -62,6 +62,7 @@ struct Plan {
   double gpu_memory_gb = 0.0;  // 0 on the CPU
   bool gpu_memory_is_assumed = false;
   int64_t reserve_bytes = 0;             // of that, what libraries hold as far as it is known
+  int64_t context_bytes = 0;             // besides, CUDA's context
   double flops_per_second = 0.0;         // of a rank; 0 = not known
   std::vector<std::string> warnings;     // of the job
   std::vector<StrategyPlan> strategies;  // [4] in the order of kStrategies

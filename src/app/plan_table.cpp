@@ -18,6 +18,7 @@ int64_t layers_with(const StrategyPlan& s, Recompute r) {
 // "none", "12 mlp", "4 mlp 28 block": layers.
 std::string text_of_recompute(const StrategyPlan& s) {
   const int64_t mlp = layers_with(s, Recompute::mlp), block = layers_with(s, Recompute::block);
+  if (layers_with(s, Recompute::offload) > 0) return "all, offload";
   std::string text;
   if (mlp > 0) text += fmt::format("{} mlp", mlp);
   if (block > 0) text += fmt::format("{}{} block", text.empty() ? "" : " ", block);
@@ -39,7 +40,10 @@ std::string assumptions(const Plan& plan) {
                    plan.gpu_memory_is_assumed ? " (assumed: run.gpu_memory_gb is not set)" : "",
                    text_of_bytes(plan.reserve_bytes),
                    plan.gpu_memory_is_assumed ? ", and 0.9 of the rest" : ""));
-  line("besides: the CUDA context and NCCL's own buffers, which only a run can measure");
+  line(
+      fmt::format("on the GPU: what nvidia-smi shows of a rank, with {} of libraries and {} of "
+                  "CUDA's context; NCCL's own buffers only a run can measure",
+                  text_of_bytes(plan.reserve_bytes), text_of_bytes(plan.context_bytes)));
   line(
       fmt::format("computing: {:.0f} TFLOP/s a rank, {:.0f} % of an H100's peak; part of the "
                   "sending goes on meanwhile",
@@ -53,7 +57,8 @@ Json json_of(const Plan& plan, const StrategyPlan& s) {
   memory.set("total", s.total_bytes);
   recompute.set("keep", layers_with(s, Recompute::keep))
       .set("mlp", layers_with(s, Recompute::mlp))
-      .set("block", layers_with(s, Recompute::block));
+      .set("block", layers_with(s, Recompute::block))
+      .set("offload", layers_with(s, Recompute::offload));
   sent.set("all_reduce", s.sent.all_reduce).set("reduce_scatter", s.sent.reduce_scatter);
   sent.set("all_gather", s.sent.all_gather).set("total", s.sent.sum());
   Json transfer = Json::array();
@@ -98,6 +103,11 @@ std::string plan_table(const Plan& plan) {
     bytes_row(std::string(name_of(m)), [&](const StrategyPlan& s) { return s.bytes_of(m); });
   }
   bytes_row("memory a rank", [](const StrategyPlan& s) { return s.total_bytes; });
+  if (plan.gpu) {
+    bytes_row("  on the GPU", [&](const StrategyPlan& s) {
+      return s.total_bytes + plan.reserve_bytes + plan.context_bytes;
+    });
+  }
   row(fmt::format("fits in {}", text_of_bytes(plan.machine.budget)),
       [](const StrategyPlan& s) { return s.fits ? "yes" : "no"; });
   const bool offloads =
@@ -144,7 +154,8 @@ std::string plan_json(const Plan& plan) {
   json.set("dtype", name_of(plan.machine.dtype));
   json.set("gpu_memory_gb", plan.gpu ? Json(plan.gpu_memory_gb) : Json());
   json.set("gpu_memory_is_assumed", plan.gpu_memory_is_assumed);
-  json.set("reserve_bytes", plan.reserve_bytes).set("budget_bytes", plan.machine.budget);
+  json.set("reserve_bytes", plan.reserve_bytes).set("context_bytes", plan.context_bytes);
+  json.set("budget_bytes", plan.machine.budget);
   json.set("flops_per_second", plan.flops_per_second > 0.0 ? Json(plan.flops_per_second) : Json());
   json.set("strategies", strategies).set("warnings", warnings);
   json.set("take", plan.taken >= 0 ? Json(kStrategies[static_cast<size_t>(plan.taken)]) : Json());

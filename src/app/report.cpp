@@ -31,6 +31,7 @@ std::string text_of_policy(const std::vector<Recompute>& policy) {
   add(Recompute::keep, "keep all");
   add(Recompute::mlp, "compute the MLP again");
   add(Recompute::block, "compute the block again");
+  add(Recompute::offload, "compute the block again from host memory");
   return text;
 }
 

@@ -178,9 +178,8 @@ std::vector<Key> make_keys() {
       {.name = "train.recompute",
        .kind = Text{train<&C::Train::recompute>, {"auto", "none", "mlp", "block", "offload"}},
        .doc = "activations computed again in the backward pass to save memory; auto = only what is "
-              "needed",
-       .also = "gradient_checkpointing activation_checkpointing",
-       .not_built = {{"auto", "none", "mlp", "block"}, "set \"auto\""}},
+              "needed; offload = as block, its inputs in host memory",
+       .also = "gradient_checkpointing activation_checkpointing"},
       // [eval]
       {.name = "eval.every",
        .kind = Integer{eval<&C::Eval::every>, 0, kMaxSteps},

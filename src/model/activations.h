@@ -4,6 +4,9 @@
 //   keep   everything but norm outputs and SwiGLU, which cost bytes only
 //   mlp    all but gate_up
 //   block  the input of the layer, and x A' of down, which nothing else computes again
+//   offload  as block, but the input goes to host memory when the layer's forward is done, and comes
+//          back before its backward; the device has a ring of places. x A' of down, C / r times
+//          smaller, stays. The views are those of the places: the transformer says where it is.
 #pragma once
 
 #include <array>
@@ -16,7 +19,7 @@
 
 namespace utrain {
 
-enum class Recompute { keep, mlp, block };
+enum class Recompute { keep, mlp, block, offload };
 
 enum class Slot {
   hidden,      // [N, C] input of the layer: the residual stream
@@ -42,10 +45,19 @@ constexpr Slot xa_slot(Group group) {
 
 class Activations {
  public:
+  // The input of offloaded layer i lies in place i % kRing: one computes, its neighbours are on
+  // their way. The last kRing inputs of a forward are where the backward wants them.
+  static constexpr int64_t kRing = 3;
+
   // capacity: rows of the largest pass. policy [L].
-  Activations(const Architecture& architecture, const Adapters& adapters, const Backend& backend,
+  Activations(const Architecture& architecture, const Adapters& adapters, Backend& backend,
               int64_t capacity, std::vector<Recompute> policy, Arena& arena);
   void bind(const Arena& arena);
+
+  // Of a pass of n rows that will have a backward: the forward of a layer was called, which makes
+  // room for the input of the next; the backward of a layer, the last one first, is about to be.
+  void forward_done(int64_t pass, int64_t layer, int64_t n);
+  void backward_begin(int64_t pass, int64_t layer, int64_t n);
 
   // The first n rows of a slot. hidden of layer L is the output of the last layer. No slot: empty.
   Tensor operator()(int64_t pass, int64_t layer, Slot slot, int64_t n) const;
@@ -53,8 +65,25 @@ class Activations {
   int64_t capacity() const { return capacity_; }
 
  private:
+  // An input in host memory, and the newest copies of it.
+  struct Offloaded {
+    int64_t layer;
+    Arena::Id id;
+    Tensor host = {};
+    int64_t copied_out = 0, copied_in = 0;
+  };
+  void declare_offloaded(Arena& arena, DType dtype, int64_t cols);
+  // Index of the layer among those whose policy is offload; -1: it is none.
+  int64_t offloaded_index(int64_t layer) const {
+    return offloaded_index_.at(static_cast<size_t>(layer));
+  }
+  bool is_copied(int64_t i) const { return i >= 0 && i < static_cast<int64_t>(copied_.size()); }
+
+  Backend& backend_;
   int64_t capacity_;
   std::vector<Recompute> policy_;
+  std::vector<int64_t> offloaded_index_;            // [L]
+  std::vector<Offloaded> copied_;                   // all offloaded inputs but the last kRing
   std::vector<std::array<Arena::Id, kSlots>> ids_;  // [L + 1]; -1 = no such slot
   std::vector<std::array<Tensor, kSlots>> slots_;
 };

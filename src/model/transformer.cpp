@@ -21,7 +21,7 @@ int64_t padded_columns(int64_t cols, DType dtype) {
 }  // namespace
 
 Transformer::Transformer(const Architecture& architecture, const ModelParts& parts,
-                         const Activations& activations, Backend& backend, Arena& arena,
+                         Activations& activations, Backend& backend, Arena& arena,
                          const Sizes& sizes)
     : architecture_(architecture),
       weights_(parts.weights),
@@ -96,10 +96,12 @@ void Transformer::bind(const Arena& arena) {
 
 void Transformer::train_mode(uint64_t seed, int64_t epoch) {
   dropout_ = {dropout_p_, seed, epoch};
+  trains_ = true;
 }
 
 void Transformer::eval_mode() {
   dropout_ = {};
+  trains_ = false;
 }
 
 Linear Transformer::linear(int64_t l, Group group) const {
@@ -170,6 +172,7 @@ void Transformer::forward(const TokenBatch& batch) {
     }
     attention_block_forward(l, batch);
     mlp_block_forward(l, batch);
+    if (trains_) activations_.forward_done(0, l, batch.n_rows);
     residency_.release(l);
   }
   residency_.get(a.n_layers);
@@ -266,6 +269,7 @@ void Transformer::loss_and_backward(const Tensor& loss, const TokenBatch& batch,
   for (int64_t l = L - 1; l >= 0; --l) {
     residency_.get(l);
     residency_.begin_gradients(l);
+    activations_.backward_begin(0, l, batch.n_rows);
     recompute(l, batch);
     mlp_block_backward(l, batch);
     if (trained_below(l, Group::gate_up)) attention_block_backward(l, batch);
@@ -303,7 +307,7 @@ void Transformer::recompute(int64_t l, const TokenBatch& batch) {
   if (policy == Recompute::keep) return;
   const LayerWeights& w = weights_.layer(l);
   const Tensor normed = scratch_.normed.first_rows(batch.n_rows);
-  if (policy == Recompute::block) {
+  if (policy == Recompute::block || policy == Recompute::offload) {
     backend_.rmsnorm_forward(normed, slot(l, Slot::norm_rstd, batch), slot(l, Slot::hidden, batch),
                              w.input_norm, architecture_.norm_eps);
     attention_block_forward(l, batch);

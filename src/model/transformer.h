@@ -26,11 +26,12 @@ class Transformer {
     int64_t n_positions = 0;  // tokens of the longest document
     double dropout = 0.0;     // of the adapters' input while training
   };
-  Transformer(const Architecture& architecture, const ModelParts& parts,
-              const Activations& activations, Backend& backend, Arena& arena, const Sizes& sizes);
+  Transformer(const Architecture& architecture, const ModelParts& parts, Activations& activations,
+              Backend& backend, Arena& arena, const Sizes& sizes);
   void bind(const Arena& arena);  // after the arena is placed
 
-  // Dropout for what follows: keyed by (seed, epoch). Without it (evaluation) nothing is dropped.
+  // What follows is training, with dropout keyed by (seed, epoch); or evaluation: nothing is
+  // dropped, and a forward has no backward.
   void train_mode(uint64_t seed, int64_t epoch);
   void eval_mode();
 
@@ -74,9 +75,10 @@ class Transformer {
   const Weights* weight_gradients_;
   const Adapters& adapters_;
   Residency& residency_;
-  const Activations& activations_;
+  Activations& activations_;
   Backend& backend_;
   Dropout dropout_;
+  bool trains_ = false;
   float dropout_p_ = 0.0f;
   int64_t logits_rows_ = 0;
 

@@ -50,9 +50,10 @@ std::vector<Recompute> wanted_recompute(const Job& job, Backend& backend, const 
     return mixed(some, rest, low);
   };
   const std::string& wish = job.config.train.recompute;
-  std::vector<Recompute> policy = uniform(wish == "mlp"     ? Recompute::mlp
-                                          : wish == "block" ? Recompute::block
-                                                            : Recompute::keep);
+  std::vector<Recompute> policy = uniform(wish == "mlp"       ? Recompute::mlp
+                                          : wish == "block"   ? Recompute::block
+                                          : wish == "offload" ? Recompute::offload
+                                                              : Recompute::keep);
   if (wish == "auto" && bytes_of(policy) > budget) {
     policy = fewest(Recompute::mlp, Recompute::keep);
     if (bytes_of(policy) > budget) policy = fewest(Recompute::block, Recompute::mlp);
@@ -78,12 +79,14 @@ std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, const 
            gpu ? "take a smaller model" + more_gpu_memory(job)
                : "take a smaller model, run fewer ranks on a node, or a node with more memory");
     }
-    const std::string first = wish == "block" || wish == "auto"
-                                  ? "lower train.micro_batch_size or data.seq_len"
-                                  : "set train.recompute = \"block\" or \"auto\", lower "
-                                    "train.micro_batch_size or data.seq_len";
+    std::string first;
+    if (wish == "none" || wish == "mlp")
+      first = "set train.recompute = \"block\" or \"auto\", ";
+    else if (wish != "offload" && gpu)  // on the CPU it is the same memory
+      first = "set train.recompute = \"offload\", ";
     fail(ExitCode::usage, "memory", found,
-         first + (gpu ? more_gpu_memory(job) : ", or run fewer ranks on a node"));
+         first + "lower train.micro_batch_size or data.seq_len" +
+             (gpu ? more_gpu_memory(job) : ", or run fewer ranks on a node"));
   }
   return policy;
 }

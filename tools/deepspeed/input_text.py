@@ -15,7 +15,6 @@ SECTIONS = {
 
 # (key, value): what this version of utrain takes instead. Written all the same, for the version that has them.
 NOT_BUILT = {
-    ("train.recompute", "offload"): '"auto"',
     ("log.tensorboard", True): "false",
 }
 
