@@ -24,7 +24,8 @@ struct Machine {
   std::vector<std::string> warnings;       // what the user should know of the machine
 };
 
-// Whether host memory holds what the arena wants of it; a usage error where it does not.
+// Whether host memory holds what the arena wants of it; then, a usage error where it does not.
+bool host_memory_holds(const Arena& arena, const Machine& machine);
 void check_host_memory(const Arena& arena, const Machine& machine);
 
 // Collective; all ranks leave alike. Fails with usage where the backend, its dtype or the placement
