@@ -87,8 +87,9 @@ void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, co
 }
 
 void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& dout,
-                        const Tensor& out, const Tensor& lse, const Tensor& qkv,
-                        const TokenBatch& batch, const AttentionShape& shape, cudaStream_t stream) {
+                        const AttentionPast& past, const TokenBatch& batch,
+                        const AttentionShape& shape, cudaStream_t stream) {
+  const Tensor &qkv = past.qkv, &out = past.out, &lse = past.lse;
   const int64_t N = batch.n_rows, Hq = shape.Hq, Hkv = shape.Hkv, D = shape.D;
   check_shape(shape);
   ASSERT(dqkv.rows == N && qkv.rows == N && dout.rows == N && out.rows == N && lse.rows == N &&

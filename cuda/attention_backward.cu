@@ -1,6 +1,6 @@
 // Attention backward on tensor cores, P made again from lse (Dao 2023, arXiv:2307.08691):
-//   P = exp(scale Q K' - lse)   dS = P o (dO V' - delta)   dQ = scale dS K   dK = scale dS' Q   dV
-//   = P' dO
+//   P = exp(scale Q K' - lse)   dS = P o (dO V' - delta)
+//   dQ = scale dS K   dK = scale dS' Q   dV = P' dO
 // Two kernels, so that every sum belongs to one warp and has one order: dQ by blocks of queries
 // that walk over keys, dK and dV by blocks of keys that walk over the queries of all heads of their
 // group. S and dP are made in both: 7 products instead of 5, no atomics. In both, a warp's scores

@@ -1,13 +1,16 @@
-// loss += sum over rows of (log sum_v exp(logit_v) - logit_target), and its gradient in place of
-// the logits; rows gathered in front of it and scattered behind it. The products stand in
-// cuda_backend.cu.
-//   logits [M, V] T, in place = dloss * (softmax - one hot)   row_loss [1, >= M] float64 scratch
-//   loss [1, 1] float64 +=   x_rows, dx_rows [M, C] T   rows, targets [M]
-//   Requires each row once in `rows`, and them inside x. A target outside of the vocabulary makes
-//   the loss NaN, so that the fault shows. A block takes a row of logits and reads it twice:
-//   running maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867), then the gradient, from
-//   the end backwards, because the end is what the cache still holds. Computes in float32, adds
-//   rows in double in a fixed order.   CPU twin and oracle: src/cpu/cross_entropy.h
+// loss += sum over targets of (log sum_v exp(logit_v) - logit_target), logits = x[row] W'
+//   x, dx [N, C] T   W [V, C] T   dW [V, C] float32   loss [1, 1] float64
+//   scratch: one chunk of logits [M, V] T, the rows of x it comes from [M, C] T, a loss for each row
+//   g = dloss * (softmax - one hot);  dx = g W on rows with a target, 0 on the others;  dW +=
+//   g' x[row], nothing where empty. No gradient at all where dx is empty.
+//   Requires each target row once, and them inside x. A target outside of the vocabulary makes the
+//   loss NaN, so that the fault shows. A block takes a row of logits and reads it twice: running
+//   maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867), then the gradient in its place,
+//   from the end backwards, because the end is what the cache still holds. Computes in float32,
+//   adds rows in double in a fixed order.   CPU twin and oracle: src/cpu/cross_entropy.h
+#include "cross_entropy.h"
+
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
 
@@ -191,42 +194,90 @@ void copy_rows(const Tensor& y, const Tensor& x, const int32_t* rows, cudaStream
   }
 }
 
-}  // namespace
-
+// dx_rows [M, C] from and to the rows of a chunk.
 void gather_rows(const Tensor& x_rows, const Tensor& x, const int32_t* rows, cudaStream_t stream) {
   copy_rows<false>(x_rows, x, rows, stream);
 }
-
 void scatter_rows(const Tensor& dx, const Tensor& dx_rows, const int32_t* rows,
                   cudaStream_t stream) {
   copy_rows<true>(dx, dx_rows, rows, stream);
 }
 
-void device_loss_factor(const Tensor& factor, const LossFactor& dloss, double divisor,
-                        cudaStream_t stream) {
-  ASSERT(factor.n_elem() == 3 && factor.rows == 1 && dloss.scale.n_elem() == 1);
-  loss_factor_kernel<<<1, 1, 0, stream>>>(factor.as<float>(), dloss.scale.as<double>(),
-                                          dloss.value / divisor);
-  CUDA_LAUNCH_CHECK();
-}
+// Logits become softmax_scale * (softmax - one hot), but where no gradient is wanted.
+struct Softmax {
+  double scale;
+  bool want_gradient;
+};
 
 void softmax_cross_entropy(const Tensor& loss, const Tensor& row_loss, const Tensor& logits,
-                           const int32_t* targets, double dloss, bool want_gradient,
-                           cudaStream_t stream) {
+                           const int32_t* targets, const Softmax& softmax, cudaStream_t stream) {
   const int64_t M = logits.rows, V = logits.cols;
   ASSERT(loss.n_elem() == 1 && row_loss.rows == 1 && row_loss.cols >= M);
   ASSERT(M <= INT32_MAX && V <= INT32_MAX / 2);
-  if (M == 0) return;
   double* losses = row_loss.as<double>();
   dispatch(logits.dtype, [&](auto t) {
     using T = decltype(t);
     softmax_cross_entropy_kernel<T><<<static_cast<unsigned>(M), kThreads, 0, stream>>>(
-        losses, logits.as<T>(), logits.ld, static_cast<int>(V), targets, static_cast<float>(dloss),
-        want_gradient);
+        losses, logits.as<T>(), logits.ld, static_cast<int>(V), targets,
+        static_cast<float>(softmax.scale), softmax.want_gradient);
     CUDA_LAUNCH_CHECK();
   });
   add_loss_kernel<<<1, kThreads, 0, stream>>>(loss.as<double>(), losses, M);
   CUDA_LAUNCH_CHECK();
+}
+
+// dW += alpha g' x_rows and x_rows = alpha g W, alpha a number or on the device.
+template <class Alpha>
+void gradient_products(Blas& blas, const Tensor& x_rows, const Tensor& g, const Head& head,
+                       Alpha alpha) {
+  if (!head.dW.empty()) matmul_tn(blas, head.dW, g, x_rows, alpha, 1.0f);
+  matmul_nn(blas, x_rows, g, head.W, alpha, 0.0f);
+}
+
+}  // namespace
+
+CrossEntropy::CrossEntropy(Blas& blas)
+    : blas_(blas),
+      factor_memory_(make_device_memory(kReserveBytes)),
+      factor_(make_tensor(factor_memory_.get(), DType::f32, 1, 3)) {}
+
+void CrossEntropy::operator()(const Tensor& loss, const Tensor& dx, const Tensor& x,
+                              const Head& head, const TokenBatch& batch, const LossFactor& dloss,
+                              const LossScratch& scratch) {
+  const Tensor &W = head.W, &dW = head.dW;
+  const int64_t M = batch.n_targets, C = x.cols, V = W.rows, chunk = scratch.logits.rows;
+  ASSERT(x.rows == batch.n_rows && W.cols == C && scratch.logits.cols == V);
+  ASSERT(M == 0 || (chunk > 0 && scratch.x_rows.rows >= chunk && scratch.x_rows.cols == C));
+  ASSERT(dx.empty() || (dx.rows == x.rows && dx.cols == C && dx.dtype == x.dtype));
+  ASSERT(dW.empty() || (dW.rows == V && dW.cols == C));
+  ASSERT(dloss.scale.empty() || dloss.scale.n_elem() == 1);
+  cudaStream_t stream = blas_.stream();
+  // dloss may be small: it scales the products, so that float16 keeps softmax - one hot, which is
+  // blown up besides so that small probabilities do not vanish.
+  const Softmax softmax{x.dtype == DType::f16 ? 1024.0 : 1.0, !dx.empty()};
+  const double alpha = dloss.value / softmax.scale;
+  const bool on_device = softmax.want_gradient && !dloss.scale.empty();
+  if (on_device) {
+    loss_factor_kernel<<<1, 1, 0, stream>>>(factor_.as<float>(), dloss.scale.as<double>(), alpha);
+    CUDA_LAUNCH_CHECK();
+  }
+  if (softmax.want_gradient) zero(dx, stream);
+  for (int64_t begin = 0; begin < M; begin += chunk) {
+    const int64_t n_rows = std::min(chunk, M - begin);
+    const int32_t* rows = batch.target_rows + begin;
+    const Tensor x_rows = scratch.x_rows.first_rows(n_rows),
+                 logits = scratch.logits.first_rows(n_rows);
+    gather_rows(x_rows, x, rows, stream);
+    matmul_nt(blas_, logits, x_rows, W);
+    softmax_cross_entropy(loss, scratch.losses, logits, batch.targets + begin, softmax, stream);
+    if (!softmax.want_gradient) continue;
+    if (on_device) {
+      gradient_products(blas_, x_rows, logits, head, DeviceFactor{factor_.as<float>()});
+    } else {
+      gradient_products(blas_, x_rows, logits, head, static_cast<float>(alpha));
+    }
+    scatter_rows(dx, x_rows, rows, stream);
+  }
 }
 
 }  // namespace utrain::cuda

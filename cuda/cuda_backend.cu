@@ -9,6 +9,7 @@
 
 #include "backend.h"
 #include "copies.h"
+#include "cross_entropy.h"
 #include "cuda_backend.h"
 #include "cuda_check.h"
 #include "gpu.h"
@@ -31,8 +32,7 @@ class CudaBackend : public Backend {
         stream_(owned_stream_.get()),
         workspace_(cuda::make_device_memory(cuda::Blas::kWorkspaceBytes)),
         blas_(stream_, workspace_.get()),
-        factor_memory_(cuda::make_device_memory(kFactorBytes)),
-        factor_(make_tensor(factor_memory_.get(), DType::f32, 1, 3)),
+        cross_entropy_(blas_),
         uploads_(stream_),
         small_downloads_(stream_),
         copies_(stream_),
@@ -44,7 +44,9 @@ class CudaBackend : public Backend {
   DType trainable_dtype() const override { return DType::f32; }
   DType loss_dtype() const override { return DType::f64; }
   int64_t row_multiple() const override { return 64; }
-  int64_t reserve_bytes() const override { return cuda::Blas::kWorkspaceBytes + kFactorBytes; }
+  int64_t reserve_bytes() const override {
+    return cuda::Blas::kWorkspaceBytes + cuda::CrossEntropy::kReserveBytes;
+  }
 
   void* allocate(int64_t bytes) override {
     ASSERT(bytes >= 0);
@@ -76,15 +78,7 @@ class CudaBackend : public Backend {
   double seconds(int64_t from, int64_t to) override { return moments_.seconds(from, to); }
   bool is_asynchronous() const override { return true; }
   cudaStream_t stream() const { return stream_; }
-  void zero(const Tensor& x) override {
-    if (x.n_elem() == 0) return;
-    const int64_t size = size_of(x.dtype);
-    if (x.contiguous()) {
-      CUDA_CHECK(cudaMemsetAsync(x.data, 0, x.n_elem() * size, stream_));
-    } else {
-      CUDA_CHECK(cudaMemset2DAsync(x.data, x.ld * size, 0, x.cols * size, x.rows, stream_));
-    }
-  }
+  void zero(const Tensor& x) override { cuda::zero(x, stream_); }
   void convert(const Tensor& y, const Tensor& x) override { cuda::convert(y, x, stream_); }
 
   void embedding_forward(const Tensor& x, const Tensor& table, const TokenBatch& batch) override {
@@ -107,7 +101,7 @@ class CudaBackend : public Backend {
   void rmsnorm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dy, const Tensor& x,
                         const Tensor& rstd, const Tensor& weight, float beta,
                         const Tensor& column_sums) override {
-    cuda::rmsnorm_backward(dx, dweight, dy, x, rstd, weight, beta, column_sums, stream_);
+    cuda::rmsnorm_backward(dx, {dweight, column_sums}, dy, x, rstd, weight, beta, stream_);
   }
   void residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch) override {
     cuda::residual_forward(h, x, branch, stream_);
@@ -130,7 +124,7 @@ class CudaBackend : public Backend {
   void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& dout,
                           const Tensor& out, const Tensor& lse, const Tensor& qkv,
                           const TokenBatch& batch, const AttentionShape& shape) override {
-    cuda::attention_backward(dqkv, delta, dout, out, lse, qkv, batch, shape, stream_);
+    cuda::attention_backward(dqkv, delta, dout, {qkv, out, lse}, batch, shape, stream_);
   }
 
   void swiglu_forward(const Tensor& act, const Tensor& gate_up) override {
@@ -152,40 +146,7 @@ class CudaBackend : public Backend {
   void cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor& x, const Head& head,
                      const TokenBatch& batch, const LossFactor& dloss,
                      const LossScratch& scratch) override {
-    const Tensor &W = head.W, &dW = head.dW;
-    const int64_t M = batch.n_targets, C = x.cols, V = W.rows, chunk = scratch.logits.rows;
-    ASSERT(x.rows == batch.n_rows && W.cols == C && scratch.logits.cols == V);
-    ASSERT(M == 0 || (chunk > 0 && scratch.x_rows.rows >= chunk && scratch.x_rows.cols == C));
-    ASSERT(dx.empty() || (dx.rows == x.rows && dx.cols == C && dx.dtype == x.dtype));
-    ASSERT(dW.empty() || (dW.rows == V && dW.cols == C));
-    const bool want_gradient = !dx.empty();
-    // dloss may be small: it scales the products, so that float16 keeps softmax - one hot, which is
-    // blown up besides so that small probabilities do not vanish.
-    const double softmax_scale = x.dtype == DType::f16 ? 1024.0 : 1.0;
-    const auto alpha = static_cast<float>(dloss.value / softmax_scale);
-    const bool on_device = want_gradient && !dloss.scale.empty();
-    if (on_device) cuda::device_loss_factor(factor_, dloss, softmax_scale, stream_);
-    const cuda::DeviceFactor device_alpha{factor_.as<float>()};
-    if (want_gradient) zero(dx);
-    for (int64_t begin = 0; begin < M; begin += chunk) {
-      const int64_t n_rows = std::min(chunk, M - begin);
-      const int32_t* rows = batch.target_rows + begin;
-      const Tensor x_rows = scratch.x_rows.first_rows(n_rows),
-                   logits = scratch.logits.first_rows(n_rows);
-      cuda::gather_rows(x_rows, x, rows, stream_);
-      cuda::matmul_nt(blas_, logits, x_rows, W);
-      cuda::softmax_cross_entropy(loss, scratch.losses, logits, batch.targets + begin,
-                                  softmax_scale, want_gradient, stream_);
-      if (!want_gradient) continue;
-      if (on_device) {
-        if (!dW.empty()) cuda::matmul_tn(blas_, dW, logits, x_rows, device_alpha, 1.0f);
-        cuda::matmul_nn(blas_, x_rows, logits, W, device_alpha, 0.0f);
-      } else {
-        if (!dW.empty()) cuda::matmul_tn(blas_, dW, logits, x_rows, alpha, 1.0f);
-        cuda::matmul_nn(blas_, x_rows, logits, W, alpha);
-      }
-      cuda::scatter_rows(dx, x_rows, rows, stream_);
-    }
+    cross_entropy_(loss, dx, x, head, batch, dloss, scratch);
   }
 
   void sum_of_squares(const Tensor& block_sums, const Tensor& x) override {
@@ -201,15 +162,12 @@ class CudaBackend : public Backend {
   }
 
  private:
-  static constexpr int64_t kFactorBytes = 256;
-
   DType dtype_;
   cuda::Stream owned_stream_;
   cudaStream_t stream_;
   cuda::DeviceMemory workspace_;
   cuda::Blas blas_;
-  cuda::DeviceMemory factor_memory_;
-  Tensor factor_;  // of cross_entropy's products
+  cuda::CrossEntropy cross_entropy_;
   cuda::UploadRing uploads_;
   cuda::SmallDownloads small_downloads_;
   cuda::Copies copies_;

@@ -1,12 +1,14 @@
 // block_sums[b] = sum of x^2 over elements [1024 b, 1024 b + 1024)
 //   x [1, n] float32, n % 1024 == 0   block_sums [1, n / 1024] or [n / 1024, 1] float64 =
 //   One warp a block, in double and in a fixed order.
-// clip: norm = sqrt(sum of block_sums) / scale, grad_scale = min(1, max_grad_norm / (norm + 1e-6))
-//   / scale          Pascanu et al. 2013, arXiv:1211.5063; the 1e-6 is torch's clip_grad_norm_
-//   state [1, kStepStates] float64, indexed by StepState. scale: of the loss; the next one as
-//   LossScaling says       Micikevicius et al. 2018, arXiv:1710.03740
-//   The blocks are added in an order that depends on
-//   their number alone, never on who computed them.   CPU twin and oracle: src/cpu/grad_norm.h
+// clip: norm = sqrt(sum of block_sums) / scale
+//       grad_scale = min(1, max_grad_norm / (norm + 1e-6)) / scale
+//   Pascanu et al. 2013, arXiv:1211.5063; the 1e-6 is that of torch's clip_grad_norm_. The scale is
+//   that of the loss, and the next one as LossScaling says: Micikevicius et al. 2018,
+//   arXiv:1710.03740
+//   state [1, kStepStates] float64, indexed by StepState, updated in place
+//   The blocks are added in an order that depends on their number alone, never on who computed
+//   them.   CPU twin and oracle: src/cpu/grad_norm.h
 #include "cuda_check.h"
 #include "ops.h"
 #include "reduce.cuh"

@@ -9,6 +9,7 @@
 
 namespace utrain::cuda {
 
+void zero(const Tensor& x, cudaStream_t stream);
 void convert(const Tensor& y, const Tensor& x, cudaStream_t stream);
 
 void embedding_forward(const Tensor& x, const Tensor& table, const TokenBatch& batch,
@@ -21,10 +22,13 @@ void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const
 void residual_rmsnorm_forward(const Tensor& h, const Tensor& y, const Tensor& rstd, const Tensor& x,
                               const Tensor& branch, const Tensor& weight, double eps,
                               cudaStream_t stream);
-// column_sums: scratch, only where dweight is not empty.
-void rmsnorm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dy, const Tensor& x,
-                      const Tensor& rstd, const Tensor& weight, float beta,
-                      const Tensor& column_sums, cudaStream_t stream);
+// The gradient of a norm's weight, and what it is summed by way of, read only where it is wanted.
+struct WeightGradient {
+  const Tensor &sums, &scratch;
+};
+void rmsnorm_backward(const Tensor& dx, const WeightGradient& dweight, const Tensor& dy,
+                      const Tensor& x, const Tensor& rstd, const Tensor& weight, float beta,
+                      cudaStream_t stream);
 void residual_forward(const Tensor& h, const Tensor& x, const Tensor& branch, cudaStream_t stream);
 
 void rope_forward(const Tensor& x, const Tensor& cos_sin, int64_t D, const TokenBatch& batch,
@@ -35,9 +39,13 @@ void rope_backward(const Tensor& dx, const Tensor& cos_sin, int64_t D, const Tok
 void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
                        const Tensor& v, const TokenBatch& batch, const AttentionShape& shape,
                        cudaStream_t stream);
+// What attention_forward read and made.
+struct AttentionPast {
+  const Tensor &qkv, &out, &lse;
+};
 void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& dout,
-                        const Tensor& out, const Tensor& lse, const Tensor& qkv,
-                        const TokenBatch& batch, const AttentionShape& shape, cudaStream_t stream);
+                        const AttentionPast& past, const TokenBatch& batch,
+                        const AttentionShape& shape, cudaStream_t stream);
 
 void swiglu_forward(const Tensor& act, const Tensor& gate_up, cudaStream_t stream);
 void swiglu_backward(const Tensor& dgate_up, const Tensor& dact, const Tensor& gate_up,
@@ -48,20 +56,6 @@ void dropout_forward(const Tensor& y, const Tensor& x, uint32_t site, const Drop
                      const TokenBatch& batch, cudaStream_t stream);
 void dropout_backward(const Tensor& dx, const Tensor& dy, uint32_t site, const Dropout& dropout,
                       const TokenBatch& batch, cudaStream_t stream);
-
-// Rows of a chunk of cross_entropy: x_rows [M, C] = x[target_rows]; dx[target_rows] = dx_rows.
-void gather_rows(const Tensor& x_rows, const Tensor& x, const int32_t* rows, cudaStream_t stream);
-void scatter_rows(const Tensor& dx, const Tensor& dx_rows, const int32_t* rows,
-                  cudaStream_t stream);
-// What products of the gradient read: {value * *dloss.scale / divisor, 0, 1} on the device, [1, 3]
-// float32; see DeviceFactor (matmul.h).
-void device_loss_factor(const Tensor& factor, const LossFactor& dloss, double divisor,
-                        cudaStream_t stream);
-// loss [1, 1] f64 += sum of (log-sum-exp - logit of the target); logits [M, V] in place = dloss *
-// (softmax - one hot), not where want_gradient is false. row_loss [1, M] f64 scratch.
-void softmax_cross_entropy(const Tensor& loss, const Tensor& row_loss, const Tensor& logits,
-                           const int32_t* targets, double dloss, bool want_gradient,
-                           cudaStream_t stream);
 
 // sums [1, K] f32 += sum over the rows of dy [N, K]; or over the rows and groups of dy * x * rstd,
 // dy, x [N, G*K], rstd [N, G]. scratch [kColumnParts, >= K] f32.

@@ -1,11 +1,13 @@
-// y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) over groups of K columns   Zhang &
-// Sennrich 2019, arXiv:1910.07467
+// y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) over groups of K columns
+//   Zhang & Sennrich 2019, arXiv:1910.07467
 //   x, y, h, dx, dy [N, G*K] T   rstd [N, G] float32   weight [1, K] T, shared by the groups
-//   dweight [1, K] float32   forward: y =, rstd =, h =; y may be x, h may be x.
-//   backward: dx = beta * dx + J' dy; beta = 0 does not read dx, and dx may then be dy. dweight +=,
-//   by column_sums.cu. Requires K <= 16384: a group is read once and
-//   stays in registers. h and x * rstd are rounded to T before they go on, as Hugging Face's
-//   modules do. Accumulates in float32. CPU twin and oracle: src/cpu/rmsnorm.h
+//   dweight [1, K] float32
+//   forward: y =, rstd =, h =; y may be x, h may be x.
+//   backward: dx = beta * dx + J' dy; beta = 0 does not read dx, and dx may then be dy.
+//     dweight +=, by column_sums.cu
+//   Requires K <= 16384: a group is read once and stays in registers. h and x * rstd are rounded to
+//   T before they go on, as Hugging Face's modules do. Accumulates in float32.
+//   CPU twin and oracle: src/cpu/rmsnorm.h
 #include "cuda_check.h"
 #include "ops.h"
 #include "reduce.cuh"
@@ -292,15 +294,16 @@ void residual_rmsnorm_forward(const Tensor& h, const Tensor& y, const Tensor& rs
   });
 }
 
-void rmsnorm_backward(const Tensor& dx, const Tensor& dweight, const Tensor& dy, const Tensor& x,
-                      const Tensor& rstd, const Tensor& weight, float beta,
-                      const Tensor& column_sums, cudaStream_t stream) {
+void rmsnorm_backward(const Tensor& dx, const WeightGradient& dweight, const Tensor& dy,
+                      const Tensor& x, const Tensor& rstd, const Tensor& weight, float beta,
+                      cudaStream_t stream) {
+  const Tensor &sums = dweight.sums, &scratch = dweight.scratch;
   const Groups groups = groups_of(x, rstd, weight);
   ASSERT(like(dx, x) && like(dy, x) && (beta == 0.0f || dx.data != dy.data));
-  ASSERT(dweight.empty() || (dweight.rows == 1 && dweight.cols == weight.cols));
+  ASSERT(sums.empty() || (sums.rows == 1 && sums.cols == weight.cols));
   if (groups.count() == 0) return;
   // First, because dx may be dy.
-  if (!dweight.empty()) add_norm_column_sums(dweight, dy, x, rstd, column_sums, stream);
+  if (!sums.empty()) add_norm_column_sums(sums, dy, x, rstd, scratch, stream);
   dispatch(x.dtype, [&](auto t) {
     using T = decltype(t);
     constexpr int N = kVector<T>;

@@ -1,7 +1,7 @@
-// (x_i, x_{i+D/2}) turned by the angle position * frequency_i                        Su et al.
-// 2021, arXiv:2104.09864
-//   x, dx [N, H*D] T, in place, H = any number of heads   cos_sin [positions, D] float32: D/2
-//   cosines, then D/2 sines. forward turns by +angle, backward by -angle.
+// (x_i, x_{i+D/2}) turned by the angle position * frequency_i     Su et al. 2021, arXiv:2104.09864
+//   x, dx [N, H*D] T, in place, H = any number of heads
+//   cos_sin [positions, D] float32: D/2 cosines, then D/2 sines
+//   forward turns by +angle, backward by -angle.
 //   Requires D even. A position outside of the table makes its row NaN, so that the fault shows. A
 //   block takes a row and a thread the same columns of several heads: angles are read once a row.
 //   Computes in float32, rounds to T once.   CPU twin and oracle: src/cpu/rope.h

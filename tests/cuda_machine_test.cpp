@@ -5,6 +5,7 @@
 #include "backend.h"
 #include "comm/nccl_collectives.h"
 #include "launch.h"
+#include "needs_gpu.h"
 
 namespace utrain {
 namespace {
@@ -12,8 +13,8 @@ namespace {
 class CudaMachine : public testing::Test {
  protected:
   void SetUp() override {
-    if (visible_gpus().empty()) GTEST_SKIP() << "no GPU";
-    if (!nccl_is_built()) GTEST_SKIP() << "no NCCL";
+    UTRAIN_NEEDS_GPU();
+    UTRAIN_NEEDS_NCCL();
   }
   void TearDown() override {
     for (const char* name : {"LD_PRELOAD", "FAKE_NCCL_OTHER_RANK", "CUDA_VISIBLE_DEVICES"})

@@ -16,6 +16,7 @@
 #include "comm/mpi_collectives.h"
 #include "comm/nccl_collectives.h"
 #include "core/convert.h"
+#include "needs_gpu.h"
 
 namespace utrain {
 namespace {
@@ -259,8 +260,8 @@ TEST(InRanks, ReducesScalars) {
 // ---- one rank, NCCL itself ----
 
 TEST(Alone, EveryCall) {
-  if (visible_gpus().empty()) GTEST_SKIP() << "no GPU";
-  if (!nccl_is_built()) GTEST_SKIP() << "no NCCL";
+  UTRAIN_NEEDS_GPU();
+  UTRAIN_NEEDS_NCCL();
   Device gpu;
   const auto nccl =
       connect_nccl_collectives(prepare_nccl_collectives(0, 1, gpu.backend()), nccl_unique_id());
@@ -325,8 +326,8 @@ std::string fake_nccl() {
 class Launch : public testing::TestWithParam<int> {
  protected:
   void SetUp() override {
-    if (visible_gpus().empty()) GTEST_SKIP() << "no GPU";
-    if (!nccl_is_built()) GTEST_SKIP() << "no NCCL";
+    UTRAIN_NEEDS_GPU();
+    UTRAIN_NEEDS_NCCL();
   }
 };
 INSTANTIATE_TEST_SUITE_P(Ranks, Launch, testing::Values(2, 3, 4));
@@ -338,8 +339,7 @@ TEST_P(Launch, SharingOneGpu) {
 }
 
 TEST_P(Launch, OneGpuEach) {
-  const size_t ranks = static_cast<size_t>(GetParam()), gpus = visible_gpus().size();
-  if (gpus < ranks) GTEST_SKIP() << ranks << " GPUs are needed, there are " << gpus;
+  UTRAIN_NEEDS_GPUS(GetParam());
   const Finished finished = start(mpirun(GetParam()), "own", "--gtest_filter='InRanks*'");
   EXPECT_EQ(finished.exit_code, 0) << finished.output;
 }

@@ -1,9 +1,10 @@
 // What the tests of CUDA share: an operation on the GPU against the CPU in double, on inputs that
 // the GPU's dtype holds exactly. CudaOperands has the interface of Operands (oracle.h), so that one
 // template runs a call on both:
-//   template <class Backing> Matrix run(Backing&& operands) { ... operands.backend().op(...);
-//   return operands.read(y); } expect_close(run(CudaOperands(dtype)), run(Operands(DType::f64)),
-//   cuda_bound(dtype, tolerance::kFloatMatmul));
+//   template <class Backing>
+//   Matrix run(Backing&& operands) { ... operands.backend().op(...); return operands.read(y); }
+//   expect_close(run(CudaOperands(dtype)), run(Operands(DType::f64)),
+//                cuda_bound(dtype, tolerance::kFloatMatmul));
 // The padding between rows decides between the paths of a kernel: 3 breaks 16-byte vectors, 8
 // allows them.
 #pragma once
@@ -11,11 +12,8 @@
 #include <vector>
 
 #include "core/convert.h"
+#include "needs_gpu.h"
 #include "oracle.h"
-
-// The first line of every test that needs a GPU.
-#define UTRAIN_NEEDS_GPU() \
-  if (visible_gpus().empty()) GTEST_SKIP() << "no GPU"
 
 namespace utrain {
 
@@ -84,18 +82,7 @@ class CudaOperands {
     return y;
   }
 
-  TokenBatch batch(const Documents& documents) {
-    return {documents.n_rows(),
-            integers(documents.tokens),
-            integers(documents.positions),
-            integers(documents.begin),
-            integers(documents.end),
-            integers(documents.documents),
-            documents.n_targets(),
-            integers(documents.target_rows),
-            integers(documents.targets),
-            integers(rows_by_token(documents.tokens))};
-  }
+  TokenBatch batch(const Documents& documents) { return batch_on(*backend_, documents); }
 
  private:
   void* upload(DType dtype, const std::vector<double>& values) {
@@ -124,12 +111,6 @@ class CudaOperands {
     to_float(x.dtype, host.data(), n_elem, floats.data());
     values.assign(floats.begin(), floats.end());
     return values;
-  }
-  const int32_t* integers(const std::vector<int32_t>& values) {
-    const int64_t n_bytes = static_cast<int64_t>(values.size()) * 4;
-    void* data = backend_->allocate(n_bytes);
-    backend_->upload(data, values.data(), n_bytes);
-    return static_cast<const int32_t*>(data);
   }
 
   std::unique_ptr<Backend> backend_;

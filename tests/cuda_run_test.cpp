@@ -1,12 +1,15 @@
 // The whole program on one GPU: the golden cases in float32, the curve and the gradients in bf16
-// and f16 beside them, dropout against the CPU, equal runs with equal bits, the quickstart, and
-// refusals that need a GPU. Cases for more GPUs than there are skip visibly, as all do without any.
+// and f16 beside them, dropout against the CPU, equal runs and strategies with equal bits, the
+// quickstart, and refusals that need a GPU. Cases for more GPUs than there are skip visibly, as all
+// do without any.
+#include <filesystem>
 #include <numeric>
 
 #include "backend.h"
 #include "comm/nccl_collectives.h"
 #include "golden_case.h"
 #include "launch.h"
+#include "needs_gpu.h"
 #include "token_files.h"
 
 namespace utrain {
@@ -16,10 +19,6 @@ using Words = std::vector<std::string>;
 
 const std::string kOnGpu = "--run.backend=cuda", kShared = "--parallel.collectives=mpi";
 
-size_t n_gpus() {
-  return visible_gpus().size();
-}
-
 constexpr GoldenBounds kBounds = {tolerance::kCudaGoldenLogits, tolerance::kCudaGoldenLoss,
                                   tolerance::kCudaGoldenGradient, tolerance::kCudaGoldenCurve,
                                   tolerance::kCudaGoldenAdapter};
@@ -27,11 +26,10 @@ constexpr GoldenBounds kBounds = {tolerance::kCudaGoldenLogits, tolerance::kCuda
 class CudaGolden : public GoldenCase {
  protected:
   void SetUp() override {
-    if (n_gpus() == 0) GTEST_SKIP() << "no GPU";
+    UTRAIN_NEEDS_GPU();
     if (GetParam().collectives == "nccl") {
-      if (!nccl_is_built()) GTEST_SKIP() << "built without NCCL";
-      if (n_gpus() < static_cast<size_t>(GetParam().ranks))
-        GTEST_SKIP() << "needs " << GetParam().ranks << " GPUs";
+      UTRAIN_NEEDS_NCCL();
+      UTRAIN_NEEDS_GPUS(GetParam().ranks);
     }
     GoldenCase::SetUp();
   }
@@ -87,15 +85,11 @@ struct Result {
   SafetensorsFile adapter() const {
     return SafetensorsFile(dir + "/adapter/adapter_model.safetensors");
   }
-  // All but times.
-  std::string text() const {
-    std::string text;
-    for (const Json& line : lines) {
-      for (const auto& [key, value] : line.as_object())
-        if (key != "step_ms" && key != "tokens_per_second") text += key + to_text(value) + " ";
-      text += "\n";
-    }
-    return text;
+  std::string text() const { return text_without_times(lines); }
+  // Bytes of what was trained.
+  std::string trained() const {
+    const std::string model = dir + "/model/model.safetensors";
+    return read_bytes(std::filesystem::exists(model) ? model : adapter().path());
   }
 };
 
@@ -110,9 +104,7 @@ std::string shape_of(const std::vector<Json>& lines) {
 
 class CudaRun : public testing::Test {
  protected:
-  void SetUp() override {
-    if (n_gpus() == 0) GTEST_SKIP() << "no GPU";
-  }
+  void SetUp() override { UTRAIN_NEEDS_GPU(); }
   static void TearDownTestSuite() { worst_.print_and_forget(); }
 
   Result run(int ranks, const Words& arguments) {
@@ -195,7 +187,29 @@ TEST_F(CudaRun, OffloadHasTheBitsOfBlock) {
       const Result found = run(ranks, arguments);
       EXPECT_EQ(found.lines.size(), 11u);
       EXPECT_EQ(found.text(), wanted.text());
-      EXPECT_TRUE(read_bytes(found.adapter().path()) == read_bytes(wanted.adapter().path()));
+      EXPECT_TRUE(found.trained() == wanted.trained());
+    }
+  }
+}
+
+// A step is one pass: each sum over ranks is then the same sum.
+TEST_F(CudaRun, StrategiesHaveEqualBits) {
+  for (const auto& [name, dtype] : {std::pair{"llama", "float32"},
+                                    {"llama", "bfloat16"},
+                                    {"llama_full", "float32"},
+                                    {"llama_full", "bfloat16"}}) {
+    const auto train = [&](const std::string& strategy) {
+      return run(4,
+                 golden(name, {kOnGpu, kShared, fmt::format("--model.dtype={}", dtype),
+                               "--train.micro_batch_size=8", "--parallel.strategy=" + strategy}));
+    };
+    const Result wanted = train("ddp");
+    ASSERT_EQ(wanted.lines.size(), 10u);
+    for (const char* strategy : {"zero1", "zero2", "zero3"}) {
+      SCOPED_TRACE(fmt::format("{} {} {}", name, dtype, strategy));
+      const Result found = train(strategy);
+      EXPECT_EQ(found.text(), wanted.text());
+      EXPECT_TRUE(found.trained() == wanted.trained());
     }
   }
 }
@@ -325,7 +339,7 @@ TEST_F(CudaRun, QuickstartLearnsInBf16AsInFloat32) {
 }
 
 TEST_F(CudaRun, MoreRanksThanGpusAreRefused) {
-  const int ranks = static_cast<int>(n_gpus()) + 1;
+  const int ranks = static_cast<int>(visible_gpus().size()) + 1;
   for (const char* collectives : {"auto", "nccl"}) {
     SCOPED_TRACE(collectives);
     if (collectives == std::string("nccl") && !nccl_is_built()) continue;

@@ -19,16 +19,7 @@ struct Result {
   std::string out;
 
   std::vector<double> of(std::string_view key) const { return curve(lines, key); }
-  // All but times.
-  std::string text() const {
-    std::string text;
-    for (const Json& line : lines) {
-      for (const auto& [key, value] : line.as_object())
-        if (key != "step_ms" && key != "tokens_per_second") text += key + to_text(value) + " ";
-      text += "\n";
-    }
-    return text;
-  }
+  std::string text() const { return text_without_times(lines); }
 };
 
 class Invariance : public testing::Test {

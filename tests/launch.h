@@ -156,6 +156,17 @@ inline std::vector<double> curve(const std::vector<Json>& lines, std::string_vie
   return values;
 }
 
+// Everything in full, but times.
+inline std::string text_without_times(const std::vector<Json>& lines) {
+  std::string text;
+  for (const Json& line : lines) {
+    for (const auto& [key, value] : line.as_object())
+      if (key != "step_ms" && key != "tokens_per_second") text += key + to_text(value) + " ";
+    text += "\n";
+  }
+  return text;
+}
+
 // The input of a golden case: its adapter, its documents in file order, all of them in every step.
 inline std::string golden_input(const std::string& name, const std::string& run_dir) {
   const std::string at = golden_path(name);

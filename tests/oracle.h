@@ -1,7 +1,8 @@
 // The oracles of operations, on backend.h alone: an operation in any dtype and on any backend is
 // held against itself.
-//   complex step   gradient of <dy, f(x)> = Im <dy, f(x + i h e_k)> / h, exact to rounding Squire &
-//   Trapp 1998 adjoint        <dy, J v> = <J' dy, v>
+//   complex step   gradient of <dy, f(x)> = Im <dy, f(x + i h e_k)> / h, exact to rounding
+//                  Squire & Trapp 1998
+//   adjoint        <dy, J v> = <J' dy, v>
 // Every matrix gets a stride larger than its width; strides and outputs are filled with NaN before
 // a call, so that a read or a write in the wrong place, or an element left out, shows.
 #pragma once
@@ -119,6 +120,26 @@ struct Documents {
   int64_t n_targets() const { return static_cast<int64_t>(targets.size()); }
 };
 
+// A pass of these documents in a backend's memory.
+inline TokenBatch batch_on(Backend& backend, const Documents& documents) {
+  const auto integers = [&](const std::vector<int32_t>& values) {
+    const int64_t n_bytes = static_cast<int64_t>(values.size()) * 4;
+    void* data = backend.allocate(n_bytes);
+    backend.upload(data, values.data(), n_bytes);
+    return static_cast<const int32_t*>(data);
+  };
+  return {documents.n_rows(),
+          integers(documents.tokens),
+          integers(documents.positions),
+          integers(documents.begin),
+          integers(documents.end),
+          integers(documents.documents),
+          documents.n_targets(),
+          integers(documents.target_rows),
+          integers(documents.targets),
+          integers(rows_by_token(documents.tokens))};
+}
+
 // A backend and the operands of one call.
 class Operands {
  public:
@@ -169,18 +190,7 @@ class Operands {
     return y;
   }
 
-  TokenBatch batch(const Documents& documents) {
-    return {documents.n_rows(),
-            integers(documents.tokens),
-            integers(documents.positions),
-            integers(documents.begin),
-            integers(documents.end),
-            integers(documents.documents),
-            documents.n_targets(),
-            integers(documents.target_rows),
-            integers(documents.targets),
-            integers(rows_by_token(documents.tokens))};
-  }
+  TokenBatch batch(const Documents& documents) { return batch_on(*backend_, documents); }
 
  private:
   static constexpr int64_t kPadding = 3;
@@ -210,12 +220,6 @@ class Operands {
     std::vector<char> host(x.rows * x.ld * size_of(x.dtype));
     backend_->download(host.data(), x.data, static_cast<int64_t>(host.size()));
     return host;
-  }
-  const int32_t* integers(const std::vector<int32_t>& values) {
-    const int64_t n_bytes = static_cast<int64_t>(values.size()) * 4;
-    void* data = backend_->allocate(n_bytes);
-    backend_->upload(data, values.data(), n_bytes);
-    return static_cast<const int32_t*>(data);
   }
 
   std::unique_ptr<Backend> backend_;

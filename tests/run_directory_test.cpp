@@ -290,6 +290,22 @@ TEST_F(RunDirectoryTest, ARunThatEndsOnBadNumbersDiverged) {
   }
 }
 
+TEST_F(RunDirectoryTest, AModelOfBadNumbersIsNotLeft) {
+  write_bytes(input_, golden_input("llama_full", run_dir_));
+  for (const int ranks : {kAlone, 3}) {
+    // 1e30: the step after the update is bad. 1e39: the one update is the last step.
+    for (const auto& [lr, steps, words] :
+         {std::tuple{"1e30", 10, "3 steps in a row"}, {"1e39", 1, "of the trained model holds"}}) {
+      expect_error(ranks,
+                   {fmt::format("--train.lr={}", lr), "--train.warmup_steps=0",
+                    fmt::format("--train.max_steps={}", steps)},
+                   4, words);
+      EXPECT_EQ(names_in(run_dir_), (std::set<std::string>{"metrics.jsonl", "summary.json"}));
+      EXPECT_EQ(summary().find("exit_code")->as_int64(), 4);
+    }
+  }
+}
+
 TEST_F(RunDirectoryTest, RanksWithOtherArgumentsDoNotWaitForEachOther) {
   const Words first = arguments({"--check"});
   Words words = first;

@@ -20,14 +20,7 @@ struct Result {
   Json summary;
 
   std::vector<double> of(std::string_view key) const { return curve(lines, key); }
-  // Every loss and norm, in full.
-  std::string text() const {
-    std::string text;
-    for (const Json& line : lines)
-      for (const char* key : {"step", "loss", "grad_norm"})
-        text += fmt::format("{} {}\n", key, to_text(*line.find(key)));
-    return text;
-  }
+  std::string text() const { return text_without_times(lines); }
   int64_t n(std::string_view key) const { return summary.find(key)->as_int64(); }
 };
 

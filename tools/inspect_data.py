@@ -1,6 +1,5 @@
 """Shows documents of a token data set as text, with the targets marked, and the counts and attributes of the file."""
 import argparse
-import os
 import sys
 
 import numpy as np
@@ -8,7 +7,10 @@ import numpy as np
 from data.display import marked_document, printable, statistics_lines
 from data.errors import BAD_FILE, USAGE, UserError
 from data.model_dir import load_model_dir
+from data.standard_output import is_terminal, write_line_to_stderr, write_out
 from data.token_file import read_token_file
+
+SPACE = "check the space where it goes"
 
 
 def parse_arguments(argv):
@@ -22,6 +24,7 @@ def parse_arguments(argv):
         raise UserError(USAGE, "command line", message, "see tools/inspect --help")
 
     parser.error = error
+    parser.print_help = lambda: write_out(parser.format_help(), SPACE)
     arguments = parser.parse_args(argv)
     if arguments.n < 0:
         error(f"--n is {arguments.n}, wanted 0 or more")
@@ -39,22 +42,19 @@ def inspect(arguments):
         raise UserError(BAD_FILE, arguments.data, f"token ids go from {data.tokens.min()} to {data.tokens.max()}, but the "
                         f"model's vocab_size is {model.vocab_size}", "name the model that it was prepared for")
 
-    print(arguments.data)
-    for line in statistics_lines(data.offsets, data.loss_mask):
-        print("  " + line)
-    for key in sorted(data.attributes):
-        print(f"  {key} = {printable(str(data.attributes[key]))}")
+    lines = statistics_lines(data.offsets, data.loss_mask)
+    lines += [f"{key} = {printable(str(data.attributes[key]))}" for key in sorted(data.attributes)]
+    write_out("".join([arguments.data + "\n", *(f"  {line}\n" for line in lines)]), SPACE)
     if data.attributes.get("tokenizer_sha256", model.tokenizer_sha256) != model.tokenizer_sha256:
-        print(f"inspect: warning: {arguments.data}: was made with another tokenizer than that of {arguments.model_dir}; the "
-              "text below may be wrong", file=sys.stderr)
+        write_line_to_stderr(f"inspect: warning: {arguments.data}: was made with another tokenizer than that of "
+                             f"{arguments.model_dir}; the text below may be wrong")
 
-    colour = sys.stdout.isatty()
+    colour = is_terminal()
     chosen = [arguments.document] if arguments.document is not None else spread(count, arguments.n)
     for index in chosen:
         ids, mask = data.document(index)
-        print(f"--- document {index}: {len(ids)} tokens, {int(np.count_nonzero(mask[1:]))} targets"
-              f" ({'green' if colour else 'between [[ and ]]'})")
-        print(marked_document(model.tokenizer, ids, mask, colour))
+        write_out(f"--- document {index}: {len(ids)} tokens, {int(np.count_nonzero(mask[1:]))} targets"
+                  f" ({'green' if colour else 'between [[ and ]]'})\n{marked_document(model.tokenizer, ids, mask, colour)}\n", SPACE)
 
 
 def spread(count, wanted):
@@ -65,10 +65,8 @@ def main(argv):
     try:
         inspect(parse_arguments(argv))
     except UserError as error:
-        print(f"inspect: error: {error}", file=sys.stderr)
+        write_line_to_stderr(f"inspect: error: {error}")
         return error.code
-    except BrokenPipeError:  # the reader, a pager or head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130
     return 0

@@ -11,6 +11,7 @@ matplotlib.use("Agg")  # needs no display
 import matplotlib.pyplot as plt  # noqa: E402  (after the choice of Agg)
 
 from data.errors import BAD_FILE, IO, USAGE, UserError  # noqa: E402
+from data.standard_output import write_line_to_stderr, write_out  # noqa: E402
 
 PANELS = (("loss", "loss"), ("eval_loss", "evaluation loss"), ("grad_norm", "gradient norm"), ("lr", "learning rate"))
 
@@ -65,7 +66,8 @@ def plot(run_dirs, output):
         figure.savefig(output, dpi=120)
     except (OSError, ValueError) as error:
         raise UserError(IO, output, f"cannot be written ({error})", "name a .png file in a directory that can be written")
-    print(f"{output}: {len(runs)} run{'s' if len(runs) > 1 else ''}, up to step {max(m['loss'][0][-1] for _, m in runs)}")
+    write_out(f"{output}: {len(runs)} run{'s' if len(runs) > 1 else ''}, up to step {max(m['loss'][0][-1] for _, m in runs)}\n",
+              f"{output} is written all the same")
 
 
 def main(argv):
@@ -77,11 +79,12 @@ def main(argv):
         raise UserError(USAGE, "command line", message, "see tools/plot --help")
 
     parser.error = error
+    parser.print_help = lambda: write_out(parser.format_help(), "check the space where it goes")
     try:
         arguments = parser.parse_args(argv)
         plot(arguments.run_dir, arguments.output or default_output(arguments.run_dir[0]))
     except UserError as error:
-        print(f"plot: error: {error}", file=sys.stderr)
+        write_line_to_stderr(f"plot: error: {error}")
         return error.code
     return 0
 

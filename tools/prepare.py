@@ -22,6 +22,7 @@ from data.errors import BAD_FILE, USAGE, UserError
 from data.model_dir import load_model_dir, sha256_of_file
 from data.records import (FORMATS, BadRecord, Conversation, agree_on_format, parse_record, read_records)
 from data.reply_spans import ReplyFinder, Uncertain
+from data.standard_output import is_terminal, write_line_to_stderr, write_out
 from data.token_file import write_token_file
 
 BATCH = 512           # records encoded at once
@@ -54,6 +55,7 @@ def parse_arguments(argv):
         raise UserError(USAGE, "command line", message, "see tools/prepare --help")
 
     parser.error = error
+    parser.print_help = lambda: write_out(parser.format_help(), "check the space where it goes")
     arguments = parser.parse_args(argv)
     if arguments.max_len is not None and arguments.max_len < 2:
         error(f"--max-len is {arguments.max_len}, wanted at least 2")
@@ -159,13 +161,13 @@ def keep_trainable(documents, counts):
 
 def report(arguments, model, form, records, documents, counts, seconds):
     offsets = np.cumsum([0] + [len(d.ids) for d in documents])
-    print(f"{arguments.output}: {form}, {records:,} records in {seconds:.1f} s ({os.path.getsize(arguments.output):,} bytes)")
-    for line in statistics_lines(offsets, np.concatenate([d.mask for d in documents])):
-        print("  " + line)
-    colour = sys.stdout.isatty()
-    print(f"line {documents[0].line}, its targets {'in green' if colour else 'between [[ and ]]'}:")
-    print(marked_document(model.tokenizer, documents[0].ids, documents[0].mask, colour))
-    sys.stdout.flush()
+    statistics = statistics_lines(offsets, np.concatenate([d.mask for d in documents]))
+    colour = is_terminal()
+    lines = [f"{arguments.output}: {form}, {records:,} records in {seconds:.1f} s ({os.path.getsize(arguments.output):,} bytes)",
+             *("  " + line for line in statistics),
+             f"line {documents[0].line}, its targets {'in green' if colour else 'between [[ and ]]'}:",
+             marked_document(model.tokenizer, documents[0].ids, documents[0].mask, colour)]
+    write_out("\n".join(lines) + "\n", f"{arguments.output} is written all the same")
     show_left_out(counts, arguments.input)
     if counts.spelled:
         warn(f"{counts.spelled} records hold text that spells a special token; it is encoded as that token")
@@ -184,9 +186,9 @@ def show_left_out(counts, path):
         if rows:
             warn(f"{len(rows)} {what}")
             for line, reason in rows[:SHOWN_BAD_RECORDS]:
-                print(f"  {path}:{line}: {reason}", file=sys.stderr)
+                write_line_to_stderr(f"  {path}:{line}: {reason}")
             if len(rows) > SHOWN_BAD_RECORDS:
-                print(f"  and {len(rows) - SHOWN_BAD_RECORDS} more", file=sys.stderr)
+                write_line_to_stderr(f"  and {len(rows) - SHOWN_BAD_RECORDS} more")
     for number, what in ((counts.too_long, "documents dropped: longer than --max-len"),
                          (counts.cut, "documents cut to --max-len"),
                          (counts.without_target, "documents dropped: without a target")):
@@ -195,7 +197,7 @@ def show_left_out(counts, path):
 
 
 def warn(text):
-    print(f"prepare: warning: {text}", file=sys.stderr)
+    write_line_to_stderr(f"prepare: warning: {text}")
 
 
 def main(argv):
@@ -203,10 +205,10 @@ def main(argv):
     try:
         prepare(parse_arguments(argv))
     except UserError as error:
-        print(f"prepare: error: {error}", file=sys.stderr)
+        write_line_to_stderr(f"prepare: error: {error}")
         return error.code
     except KeyboardInterrupt:
-        print("prepare: stopped; nothing was written", file=sys.stderr)
+        write_line_to_stderr("prepare: stopped; nothing was written")
         return 130
     return 0
 

@@ -140,8 +140,14 @@ class Run {
     const auto begin = Clock::now();
     if (p_.job->is_full()) {
       const std::string path = world_.broadcast(directory_ ? directory_->model_path() : "");
-      totals_.output_tensors = save_model(path, p_.job->config.model.path,
+      const SavedModel saved = save_model(path, p_.job->config.model.path,
                                           p_.machine.backend->dtype(), *p_.trainer, world_);
+      if (!saved.not_finite.empty()) {
+        fail_diverged(
+            fmt::format("step {}: {} of the trained model holds numbers that are not finite",
+                        n_steps_, saved.not_finite));
+      }
+      totals_.output_tensors = saved.n_tensors;
       totals_.output_path = path;
     }
     world_.first_rank([&] {

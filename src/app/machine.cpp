@@ -12,6 +12,8 @@ namespace utrain {
 
 namespace {
 
+constexpr int kFirstWithBf16 = 80;  // compute capability 8.0, the A100
+
 // OMP_NUM_THREADS where the user set it, else this rank's share of the node's cores.
 int threads_of_rank(const World& world) {
   const char* given = std::getenv("OMP_NUM_THREADS");
@@ -50,12 +52,6 @@ Machine open_cpu(const Config& config, const World& world) {
   machine.description = fmt::format("{}, {} thread{} a rank", machine.backend->name(), threads,
                                     threads == 1 ? "" : "s");
   return machine;
-}
-
-DType dtype_on_gpu(const std::string& dtype) {
-  if (dtype == "float32") return DType::f32;
-  if (dtype == "float16") return DType::f16;
-  return DType::bf16;
 }
 
 // The ranks that share this rank's GPU, itself among them; none but itself unless sharing is
@@ -115,12 +111,15 @@ Machine open_cuda(const Config& config, const World& world) {
   world.together([&] {
     const std::vector<GpuInfo> gpus = visible_gpus();
     set_cpu_threads(threads_of_rank(world));  // of loading
-    if (!gpus.empty()) device = world.local_rank() % static_cast<int>(gpus.size());
-    machine.backend =
-        make_cuda_backend(dtype_on_gpu(config.model.dtype), device);  // tells what is missing
-    gpu = gpus.at(static_cast<size_t>(device));
+    if (!gpus.empty()) {
+      device = world.local_rank() % static_cast<int>(gpus.size());
+      gpu = gpus[static_cast<size_t>(device)];
+    }
+    const DType dtype = dtype_on_gpu(config.model.dtype, gpu.compute_capability);
+    machine.backend = make_cuda_backend(dtype, device);  // tells what is missing
     versions = cuda_versions();
   });
+  world.agree("model.dtype on their GPUs", std::string(name_of(machine.backend->dtype())));
   world.agree("the versions of CUDA and NCCL", versions);
   const std::vector<std::string> places = world.gather_text(world.host() + " " + gpu.uuid);
   const int ranks = ranks_on_gpu(world, places, wish == "mpi");
@@ -167,6 +166,13 @@ int64_t host_memory_wanted(const Arena& arena, const Machine& machine) {
 }
 
 }  // namespace
+
+DType dtype_on_gpu(const std::string& dtype, int compute_capability) {
+  if (dtype == "float32") return DType::f32;
+  if (dtype == "float16") return DType::f16;
+  if (dtype == "bfloat16") return DType::bf16;
+  return compute_capability >= kFirstWithBf16 ? DType::bf16 : DType::f16;
+}
 
 bool host_memory_holds(const Arena& arena, const Machine& machine) {
   return arena.host_bytes() == 0 ||

@@ -18,7 +18,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr int64_t kShardBytes = 5'000'000'000;  // as save_pretrained
-constexpr int64_t kMaxConfigBytes = 16 << 20;
 
 // A directory that goes again where what belongs into it could not be written whole.
 class NewDirectory {
@@ -47,8 +46,8 @@ FileDType in_file(DType dtype) {
                                : FileDType::f32;
 }
 
-std::string_view torch_name(DType dtype) {
-  return dtype == DType::bf16 ? "bfloat16" : dtype == DType::f16 ? "float16" : "float32";
+bool are_finite(const float* values, int64_t n) {
+  return std::all_of(values, values + n, [](float x) { return std::isfinite(x); });
 }
 
 // The files of a model that is being written, by rank 0: tensors come in the order of the layout.
@@ -71,10 +70,6 @@ class ModelWriter {
 
   // values [t.n_elem()]
   void write(const Trainable& t, const float* values) {
-    if (!std::all_of(values, values + t.n_elem(), [](float x) { return std::isfinite(x); })) {
-      fail(ExitCode::diverged, t.name, "the trained weights hold numbers that are not finite",
-           "lower train.lr, raise train.warmup_steps, or look for damaged weights and data");
-    }
     if (!writer_) open_shard();
     bytes_.resize(static_cast<size_t>(t.n_elem() * size_of(dtype_)));
     from_float(dtype_, values, t.n_elem(), bytes_.data());
@@ -92,7 +87,7 @@ class ModelWriter {
     const std::string config_path = source + "/config.json";
     Json config = parse_json(read_text_file(config_path, kMaxConfigBytes), config_path);
     config.set(config.find("dtype") != nullptr ? "dtype" : "torch_dtype",
-               std::string(torch_name(dtype_)));
+               std::string(name_of(dtype_)));
     write_text_file(dir_ + "/config.json", to_pretty_text(config) + "\n");
     for (const fs::directory_entry& entry : fs::directory_iterator(source)) {
       const std::string name = entry.path().filename().string();
@@ -165,7 +160,7 @@ int64_t save_adapter(const std::string& dir, const TrainableLayout& layout,
       read_elements(*stored, 0, t.rows * t.cols, values.data());
     }
     if (!std::equal(values.begin(), values.end(), parameters.begin() + t.offset) ||
-        !std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); })) {
+        !are_finite(values.data(), t.rows * t.cols)) {
       fail(ExitCode::io, dir,
            fmt::format("{} reads back with other values than were written", t.name),
            "the file system may be faulty; run again elsewhere");
@@ -183,8 +178,8 @@ int64_t save_adapter(const std::string& dir, const TrainableLayout& layout,
   return static_cast<int64_t>(tensors.size());
 }
 
-int64_t save_model(const std::string& dir, const std::string& source, DType dtype, Trainer& trainer,
-                   const World& world) {
+SavedModel save_model(const std::string& dir, const std::string& source, DType dtype,
+                      Trainer& trainer, const World& world) {
   const TrainableLayout& layout = trainer.model_state().layout();
   std::optional<ModelWriter> writer;
   world.first_rank([&] { writer.emplace(dir, layout, dtype); });
@@ -192,13 +187,21 @@ int64_t save_model(const std::string& dir, const std::string& source, DType dtyp
   for (int64_t u = 0; u < layout.n_units(); ++u) {
     const std::vector<float> unit = trainer.parameters_on_host(u);
     const int64_t begin = layout.unit_begin()[static_cast<size_t>(u)];
+    std::string not_finite;
     world.first_rank([&] {
-      for (; next != layout.tensors().end() && next->unit == u; ++next)
-        writer->write(*next, &unit[static_cast<size_t>(next->offset - begin)]);
+      for (; next != layout.tensors().end() && next->unit == u && not_finite.empty(); ++next) {
+        const float* values = &unit[static_cast<size_t>(next->offset - begin)];
+        if (are_finite(values, next->n_elem()))
+          writer->write(*next, values);
+        else
+          not_finite = next->name;
+      }
     });
+    not_finite = world.broadcast(not_finite);
+    if (!not_finite.empty()) return {0, not_finite};
   }
   world.first_rank([&] { writer->finish(source); });
-  return static_cast<int64_t>(layout.tensors().size());
+  return {static_cast<int64_t>(layout.tensors().size()), ""};
 }
 
 }  // namespace utrain

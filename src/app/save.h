@@ -17,9 +17,13 @@ int64_t save_adapter(const std::string& dir, const TrainableLayout& layout,
 
 // The trained model as a Hugging Face directory in `dtype`: model.safetensors, or shards of at most
 // 5 GB with their index; config.json with that dtype, and the tokenizer's files of `source`.
-// Collective: a unit at a time is gathered, and written by rank 0. All ranks fail alike, with io,
-// or with diverged where a weight is not finite. Returns the number of tensors.
-int64_t save_model(const std::string& dir, const std::string& source, DType dtype, Trainer& trainer,
-                   const World& world);
+// Collective: a unit at a time is gathered, and written by rank 0. All ranks fail alike, with io;
+// where a weight is not finite, all return its tensor's name, and no directory is left.
+struct SavedModel {
+  int64_t n_tensors = 0;
+  std::string not_finite;  // empty: the model is written
+};
+SavedModel save_model(const std::string& dir, const std::string& source, DType dtype,
+                      Trainer& trainer, const World& world);
 
 }  // namespace utrain

@@ -1,11 +1,9 @@
-// AdamW in torch's order of operations                                     Loshchilov & Hutter
-// 2017, arXiv:1711.05101
+// AdamW in torch's order of operations           Loshchilov & Hutter 2017, arXiv:1711.05101
 //   p, m, v, g [1, n] T   g is multiplied by grad_scale (clipping) first
 //   state [1, kStepStates] double, of clip(): grad_scale, t = n_updates >= 1; not finite: nothing
-//   is done p, m, v updated in place:  p *= 1 - lr * weight_decay;  m += (1 - beta1) * (g - m);  v
-//   = beta2
-//   * v + (1 - beta2) * g^2;
-//                              p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+//   is done. p, m, v updated in place:
+//     p *= 1 - lr * weight_decay;  m += (1 - beta1) * (g - m);  v = beta2 * v + (1 - beta2) * g^2
+//     p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 //   Scalars in double, then rounded to T once; elements in T.
 #pragma once
 

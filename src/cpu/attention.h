@@ -1,10 +1,12 @@
-// out_i = sum_j P_ij v_j, P_i = softmax over the visible keys of scale * q_i k_j      Vaswani et
-// al. 2017, arXiv:1706.03762
-//   q, out, dout [N, Hq*D] T   k, v [N, Hkv*D] T   qkv, dqkv [N, (Hq + 2 Hkv)*D] T   lse, delta [N,
-//   Hq] T Query i sees the keys j of its document with 0 <= i - j < window (0 = all). forward: out
-//   =, lse = log of the softmax's denominator.  backward: dqkv =, delta = sum(dout * out). No T x T
-//   matrix: blocks of queries meet blocks of keys with a running maximum (Milakov & Gimelshein
-//   2018, arXiv:1805.02867); the backward pass makes P again from lse (Dao et al. 2022,
+// out_i = sum_j P_ij v_j, P_i = softmax over the visible keys of scale * q_i k_j
+//   Vaswani et al. 2017, arXiv:1706.03762
+//   q, out, dout [N, Hq*D] T   k, v [N, Hkv*D] T   qkv, dqkv [N, (Hq + 2 Hkv)*D] T
+//   lse, delta [N, Hq] T
+//   forward: out =, lse = log of the softmax's denominator.  backward: dqkv =,
+//   delta = sum(dout * out).
+//   Query i sees the keys j of its document with 0 <= i - j < window (0 = all). No T x T matrix:
+//   blocks of queries meet blocks of keys with a running maximum (Milakov & Gimelshein 2018,
+//   arXiv:1805.02867); the backward pass makes P again from lse (Dao et al. 2022,
 //   arXiv:2205.14135). Sums in T, in the order of the blocks; every output belongs to one thread.
 #pragma once
 

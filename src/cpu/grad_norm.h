@@ -1,11 +1,13 @@
 // block_sums[b] = sum of x^2 over elements [1024 b, 1024 b + 1024)
-//   x [1, n] T, n % 1024 == 0   block_sums [1, n / 1024] or [n / 1024, 1] double (T where wider)
-//   block_sums =. clip adds the blocks in order, so the norm does not depend on how they were dealt
-//   out. Accumulates in double.
-// clip: norm = sqrt(sum of block_sums) / scale, grad_scale = min(1, max_grad_norm / (norm + 1e-6))
-//   / scale          Pascanu et al. 2013, arXiv:1211.5063; the 1e-6 is torch's clip_grad_norm_
-//   state [1, kStepStates] double, indexed by StepState. scale: of the loss; the next one as
-//   LossScaling says       Micikevicius et al. 2018, arXiv:1710.03740
+//   x [1, n] T, n % 1024 == 0   block_sums [1, n / 1024] or [n / 1024, 1] double (T where wider) =
+//   Accumulates in double.
+// clip: norm = sqrt(sum of block_sums) / scale
+//       grad_scale = min(1, max_grad_norm / (norm + 1e-6)) / scale
+//   Pascanu et al. 2013, arXiv:1211.5063; the 1e-6 is that of torch's clip_grad_norm_. The scale is
+//   that of the loss, and the next one as LossScaling says: Micikevicius et al. 2018,
+//   arXiv:1710.03740
+//   state [1, kStepStates] double, indexed by StepState, updated in place
+//   The blocks are added in order, so the norm does not depend on how they were dealt out.
 #pragma once
 
 #include <algorithm>

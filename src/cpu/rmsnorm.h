@@ -1,10 +1,11 @@
-// y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) over groups of K columns   Zhang &
-// Sennrich 2019, arXiv:1910.07467
+// y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) over groups of K columns
+//   Zhang & Sennrich 2019, arXiv:1910.07467
 //   x, y, dx, dy [N, G*K] T   rstd [N, G] T   weight, dweight [1, K] T, shared by the groups
 //   forward: y =, rstd =; y may be x. With a residual: h = x + branch, y = rmsnorm(h); h may be x.
-//   backward: dx = beta * dx + rstd * (dy * weight - xhat * mean(dy * weight * xhat)), xhat = x *
-//   rstd; beta = 0 does not read dx, and dx may then be dy. dweight += sum over rows and groups of
-//   dy * xhat, nothing where empty. Means accumulate in T over fixed lanes.
+//   backward, xhat = x * rstd:
+//     dx = beta * dx + rstd * (dy * weight - xhat * mean(dy * weight * xhat))
+//     dweight += sum over rows and groups of dy * xhat, nothing where empty
+//   beta = 0 does not read dx, and dx may then be dy. Means accumulate in T over fixed lanes.
 #pragma once
 
 #include <cmath>

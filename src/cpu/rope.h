@@ -1,9 +1,9 @@
-// (x_i, x_{i+D/2}) turned by the angle position * frequency_i                        Su et al.
-// 2021, arXiv:2104.09864
-//   x, dx [N, H*D] T, in place, H = any number of heads   cos_sin [positions, D] float32: D/2
-//   cosines, then D/2 sines forward turns by +angle, backward by -angle (a rotation's transpose is
-//   its inverse where cos^2 + sin^2 = 1). Requires D even, positions below the table's rows. The
-//   table is in float32 for every T: llama3 and yarn scaling are in its values.
+// (x_i, x_{i+D/2}) turned by the angle position * frequency_i     Su et al. 2021, arXiv:2104.09864
+//   x, dx [N, H*D] T, in place, H = any number of heads
+//   cos_sin [positions, D] float32: D/2 cosines, then D/2 sines
+//   forward turns by +angle, backward by -angle (a rotation's transpose is its inverse where
+//   cos^2 + sin^2 = 1). Requires D even, positions below the table's rows. The table is in float32
+//   for every T: llama3 and yarn scaling are in its values.
 #pragma once
 
 #include "backend.h"

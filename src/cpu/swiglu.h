@@ -1,5 +1,4 @@
-// act = silu(gate) * up, silu(x) = x * sigmoid(x)                                    Shazeer 2020,
-// arXiv:2002.05202
+// act = silu(gate) * up, silu(x) = x * sigmoid(x)             Shazeer 2020, arXiv:2002.05202
 //   gate_up, dgate_up [N, 2F] T, gate first   act, dact [N, F] T
 //   forward: act =. backward: dgate_up =; it may be gate_up (in place).
 //   Elementwise, no sums.

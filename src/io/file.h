@@ -34,6 +34,9 @@ class MappedFile {
   int64_t size_ = 0;
 };
 
+// The largest config.json of a model, or adapter_config.json, that is read.
+inline constexpr int64_t kMaxConfigBytes = int64_t{1} << 20;
+
 // Missing: `missing`; not a regular file, unreadable or larger than max_bytes: bad_file.
 std::string read_text_file(const std::string& path, int64_t max_bytes,
                            ExitCode missing = ExitCode::usage);

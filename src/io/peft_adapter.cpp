@@ -8,13 +8,13 @@
 #include <set>
 #include <system_error>
 
+#include "io/file.h"
 #include "io/json.h"
 
 namespace utrain {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr int64_t kMaxConfigBytes = int64_t{1} << 20;
 constexpr int64_t kMaxRank = int64_t{1} << 15;
 
 // Keys that change no number of a plain adapter, whatever their value.

@@ -15,7 +15,6 @@ namespace utrain {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr int64_t kMaxConfigBytes = int64_t{1} << 20;
 constexpr int64_t kMaxHidden = int64_t{1} << 17;
 constexpr int64_t kMaxIntermediate = int64_t{1} << 20;
 constexpr int64_t kMaxLayers = 1024;

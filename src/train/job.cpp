@@ -15,7 +15,6 @@ namespace utrain {
 namespace {
 
 constexpr double kMostSteps = 1e12;  // as many as train.max_steps may say
-constexpr int64_t kMaxConfigBytes = int64_t{1} << 20;
 constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max();  // of a pass, as kernels count
 
 // r, alpha, rslora and targets of a run that goes on from an adapter are the adapter's.

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -291,6 +292,26 @@ class Commands(unittest.TestCase):
         self.assertEqual(self.run_tool("plot", self.path("none"))[0], 2)
         self.write("x", *steps, name="bad.jsonl")
         self.assertEqual(self.run_tool("plot", self.path("bad.jsonl"))[0], 3)
+
+    def test_output_that_takes_nothing(self):
+        source = self.write(CHAT)
+        self.prepare(CHAT)
+        os.mkdir(self.path("run"))
+        self.write({"step": 1, "loss": 3.0}, name="run/metrics.jsonl")
+        for tool, arguments, written in (("prepare", [model_dirs.TINY_LLAMA, source, self.output], self.output),
+                                         ("inspect_data", [self.output, model_dirs.TINY_LLAMA], None),
+                                         ("plot", [self.path("run")], self.path("run/plot.png"))):
+            command = " ".join([sys.executable, os.path.join(model_dirs.ROOT, "tools", f"{tool}.py"), *arguments])
+            for where, code, pattern in ((">/dev/full", 74, "error: standard output: .+; .+\n$"), (">&-", 74, "error: standard output"),
+                                         ("| true", 0, "^$")):
+                if written and os.path.exists(written):
+                    os.remove(written)
+                done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{command} {where}"], stderr=subprocess.PIPE, timeout=60)
+                with self.subTest(tool=tool, where=where):
+                    self.assertEqual(done.returncode, code, done.stderr)
+                    self.assertRegex(done.stderr.decode(), pattern)
+                    self.assertEqual(len(done.stderr.splitlines()), 1 if code else 0)
+                    self.assertTrue(written is None or os.path.exists(written))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ def write_out(text, remedy):
         raise UserError(IO, "standard output", f"cannot be written ({error.strerror})", remedy)
 
 
+def is_terminal():
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def write_line_to_stderr(text):
     """One line, whatever file or key named in it: control characters become escapes."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

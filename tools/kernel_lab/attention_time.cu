@@ -128,7 +128,7 @@ void time_shape(const Shape& s, int n_runs) {
                       batch, shape, nullptr);
   });
   const double backward_ms = median_ms(
-      n_runs, [&] { attention_backward(dqkv, delta, dout, out, lse, qkv, batch, shape, nullptr); });
+      n_runs, [&] { attention_backward(dqkv, delta, dout, {qkv, out, lse}, batch, shape, nullptr); });
   const double tflop = 4e-12 * n_pairs * s.Hq * s.D;
   std::printf("%-34s %-8s forward %8.3f ms %6.1f TFLOP/s   backward %8.3f ms %6.1f TFLOP/s\n",
               s.name, s.dtype == DType::f32 ? "float32" : "bfloat16", forward_ms,
