@@ -43,9 +43,11 @@ class CudaBackend : public Backend {
   DType dtype() const override { return dtype_; }
   DType trainable_dtype() const override { return DType::f32; }
   DType loss_dtype() const override { return DType::f64; }
-  int64_t row_multiple() const override { return 64; }
+  int64_t row_multiple() const override { return kCudaRowMultiple; }
   int64_t reserve_bytes() const override {
-    return cuda::Blas::kWorkspaceBytes + cuda::CrossEntropy::kReserveBytes;
+    static_assert(kCudaReserveBytes ==
+                  cuda::Blas::kWorkspaceBytes + cuda::CrossEntropy::kReserveBytes);
+    return kCudaReserveBytes;
   }
 
   void* allocate(int64_t bytes) override {

@@ -1,7 +1,7 @@
 // Ordered sums over NCCL: every rank owns one slice, receives it from all others, adds in rank
 // order, and gives the sum to all. ncclAllReduce chooses an order by algorithm and size, so it
 // cannot keep the order promise of comm/collectives.h.
-//   All of it runs on a stream of its own. Events tie it to the backend's stream: what was told
+//   All of it runs on a stream of its own, or that of other collectives. Events tie it to the backend's stream: what was told
 // before a call comes before it, what is told after its wait() or finish() comes after. The host
 // waits in scalar calls alone. Sums go in windows, so that what was received fits into the scratch
 // memory.
@@ -20,6 +20,7 @@
 #include "handle.h"
 #include "nccl_communicator.h"
 #include "rank_sum.h"
+#include "waits.h"
 
 namespace utrain {
 namespace {
@@ -49,6 +50,28 @@ int64_t free_bytes() {
   return static_cast<int64_t>(free);
 }
 
+// What calls are done on and where they receive; of one communicator or more, so that whoever waits
+// for it waits for all of them.
+struct Lane {
+  cuda::Stream stream;
+  int64_t scratch_bytes;
+  cuda::DeviceMemory scratch;
+  std::vector<const cuda::NcclCommunicator*> communicators = {};
+
+  bool failed() const {
+    return std::any_of(communicators.begin(), communicators.end(),
+                       [](const auto* communicator) { return communicator->failed(); });
+  }
+  void check() const {
+    for (const auto* communicator : communicators) communicator->check();
+  }
+};
+
+std::shared_ptr<Lane> make_lane(int64_t scratch_bytes) {
+  return std::make_shared<Lane>(
+      Lane{make_urgent_stream(), scratch_bytes, cuda::make_device_memory(scratch_bytes)});
+}
+
 class NcclCollectives : public Collectives {
  public:
   NcclCollectives(int rank, int size, Backend& backend, const NcclOptions& options)
@@ -57,25 +80,28 @@ class NcclCollectives : public Collectives {
         timeout_s_(options.timeout_s),
         backend_stream_(cuda::stream_of(backend)),
         free_at_start_(free_bytes()),
-        stream_(make_urgent_stream()),
+        lane_(lane_of(size, options)),
+        lane_bytes_(options.beside == nullptr ? lane_->scratch_bytes : 0),
         backend_reached_(cuda::make_event()),
-        part_bytes_(bytes_of_part(options.scratch_bytes, size)),
-        scratch_(cuda::make_device_memory(part_bytes_ * (size - 1))),
+        part_bytes_(bytes_of_part(lane_->scratch_bytes, size)),
         scalars_(cuda::make_device_memory(kScalarBytes * size)),
         host_scalars_(cuda::make_pinned(kScalarBytes * size)) {
     for (int64_t i = 0; i < kEnds; ++i) ends_.push_back(cuda::make_event());
   }
 
   ~NcclCollectives() override {
-    if (comm_ && !comm_->failed()) cudaStreamSynchronize(stream_.get());
+    if (!comm_) return;
+    if (!lane_->failed()) cudaStreamSynchronize(stream());
+    std::erase(lane_->communicators, &*comm_);
   }
 
   // Before any other call. May not return where a rank or the network is lost.
   void connect(const ncclUniqueId& id) {
     deadline_ = Clock::now() + std::chrono::seconds(timeout_s_);
     comm_.emplace(id, rank_, size_);
+    lane_->communicators.push_back(&*comm_);
     take_memory();
-    reserve_bytes_ = std::max(part_bytes_ * (size_ - 1), free_at_start_ - free_bytes());
+    reserve_bytes_ = std::max(lane_bytes_, free_at_start_ - free_bytes());
     deadline_ = Clock::time_point::max();
   }
 
@@ -123,9 +149,10 @@ class NcclCollectives : public Collectives {
   void wait(int64_t number) override {
     ASSERT(number <= number_);
     if (number <= waited_for_) return;
-    CUDA_CHECK(cudaStreamWaitEvent(backend_stream_, end_of(number)));
+    waits_.wait(backend_stream_, end_of(number));
     waited_for_ = number;
   }
+  double exposed_seconds() override { return waits_.seconds(); }
 
   void all_reduce_sum(const Tensor& x) override {
     begin_all_reduce_sum(x);
@@ -169,6 +196,14 @@ class NcclCollectives : public Collectives {
   }
 
  private:
+  static std::shared_ptr<Lane> lane_of(int size, const NcclOptions& options) {
+    if (options.beside == nullptr)
+      return make_lane(bytes_of_part(options.scratch_bytes, size) * (size - 1));
+    const auto* beside = dynamic_cast<const NcclCollectives*>(options.beside);
+    ASSERT(beside != nullptr && beside->size_ >= size);
+    return beside->lane_;
+  }
+
   // Scratch for the part of each other rank.
   static int64_t bytes_of_part(int64_t scratch_bytes, int size) {
     const int64_t bytes = scratch_bytes / std::max(1, size - 1);
@@ -180,15 +215,15 @@ class NcclCollectives : public Collectives {
   void take_memory() {
     const int64_t n = size_ * kBlock, bytes = n * size_of(DType::f32);
     const cuda::DeviceMemory probe = cuda::make_device_memory(bytes);
-    CUDA_CHECK(cudaMemsetAsync(probe.get(), 0, bytes, stream_.get()));
+    CUDA_CHECK(cudaMemsetAsync(probe.get(), 0, bytes, stream()));
     const Tensor whole = make_tensor(probe.get(), DType::f32, 1, n);
     const Tensor own = whole.columns(slice_begin(n, rank_, size_), kBlock);
     sum_slice(own, whole);
     send_slices(whole, own);
     if (size_ > 1) {
       const int64_t share = part_bytes_ * (size_ - 1) / size_ / kPartAlignment * kPartAlignment;
-      gather_bytes(scratch_.get(), part_of(0) + rank_ * share, share);
-      broadcast_bytes(scratch_.get(), share, 0);
+      gather_bytes(part_of(0), part_of(0) + rank_ * share, share);
+      broadcast_bytes(part_of(0), share, 0);
     }
     gather_scalars(int64_t{0});
   }
@@ -197,9 +232,9 @@ class NcclCollectives : public Collectives {
   void begin() {
     ++number_;
     CUDA_CHECK(cudaEventRecord(backend_reached_.get(), backend_stream_));
-    CUDA_CHECK(cudaStreamWaitEvent(stream_.get(), backend_reached_.get()));
+    CUDA_CHECK(cudaStreamWaitEvent(stream(), backend_reached_.get()));
   }
-  void queued() { CUDA_CHECK(cudaEventRecord(end_of(number_), stream_.get())); }
+  void queued() { CUDA_CHECK(cudaEventRecord(end_of(number_), stream())); }
 
   // The end of a call, or of a later one where kEnds calls have begun since.
   cudaEvent_t end_of(int64_t number) const {
@@ -232,9 +267,9 @@ class NcclCollectives : public Collectives {
         receive(part_of(from < rank_ ? from : from - 1), own * sizeof(T), from);
       }
       NCCL_CHECK(ncclGroupEnd());
-      const cuda::RankParts<T> parts{slice + begin, reinterpret_cast<const T*>(scratch_.get()),
+      const cuda::RankParts<T> parts{slice + begin, reinterpret_cast<const T*>(part_of(0)),
                                      window_elems, rank_, size_};
-      cuda::sum_in_rank_order(shard + begin, parts, own, stream_.get());
+      cuda::sum_in_rank_order(shard + begin, parts, own, stream());
     }
   }
 
@@ -254,8 +289,8 @@ class NcclCollectives : public Collectives {
     auto* to = static_cast<std::byte*>(whole.data);
     std::byte* own = to + slice_begin(n, rank_, size_) * size;
     if (shard.cols > 0 && own != shard.data) {
-      CUDA_CHECK(cudaMemcpyAsync(own, shard.data, shard.cols * size, cudaMemcpyDeviceToDevice,
-                                 stream_.get()));
+      CUDA_CHECK(
+          cudaMemcpyAsync(own, shard.data, shard.cols * size, cudaMemcpyDeviceToDevice, stream()));
     }
     NCCL_CHECK(ncclGroupStart());
     for (int i = 1; i < size_; ++i) {
@@ -267,17 +302,17 @@ class NcclCollectives : public Collectives {
   }
 
   void send(const void* data, int64_t bytes, int to) {
-    if (bytes > 0) NCCL_CHECK(ncclSend(data, bytes, ncclUint8, to, comm_->get(), stream_.get()));
+    if (bytes > 0) NCCL_CHECK(ncclSend(data, bytes, ncclUint8, to, comm_->get(), stream()));
   }
   void receive(void* data, int64_t bytes, int from) {
-    if (bytes > 0) NCCL_CHECK(ncclRecv(data, bytes, ncclUint8, from, comm_->get(), stream_.get()));
+    if (bytes > 0) NCCL_CHECK(ncclRecv(data, bytes, ncclUint8, from, comm_->get(), stream()));
   }
   // all [size * bytes] = what each rank gave; data may stand in its place there.
   void gather_bytes(void* all, const void* data, int64_t bytes) {
-    NCCL_CHECK(ncclAllGather(data, all, bytes, ncclUint8, comm_->get(), stream_.get()));
+    NCCL_CHECK(ncclAllGather(data, all, bytes, ncclUint8, comm_->get(), stream()));
   }
   void broadcast_bytes(void* data, int64_t bytes, int root) {
-    NCCL_CHECK(ncclBroadcast(data, data, bytes, ncclUint8, root, comm_->get(), stream_.get()));
+    NCCL_CHECK(ncclBroadcast(data, data, bytes, ncclUint8, root, comm_->get(), stream()));
   }
 
   // [size] the host's values of all ranks; the host waits, the backend's stream does not.
@@ -287,13 +322,13 @@ class NcclCollectives : public Collectives {
     auto* device = static_cast<std::byte*>(scalars_.get());
     std::byte* own = device + rank_ * kScalarBytes;
     std::memcpy(host_scalars_.get(), &x, sizeof(T));
-    CUDA_CHECK(cudaMemcpyAsync(own, host_scalars_.get(), kScalarBytes, cudaMemcpyHostToDevice,
-                               stream_.get()));
+    CUDA_CHECK(
+        cudaMemcpyAsync(own, host_scalars_.get(), kScalarBytes, cudaMemcpyHostToDevice, stream()));
     gather_bytes(device, own, kScalarBytes);
     queued();
     std::vector<T> values(static_cast<size_t>(size_));
     CUDA_CHECK(cudaMemcpyAsync(host_scalars_.get(), device, kScalarBytes * size_,
-                               cudaMemcpyDeviceToHost, stream_.get()));
+                               cudaMemcpyDeviceToHost, stream()));
     wait_on_host();
     std::memcpy(values.data(), host_scalars_.get(), values.size() * sizeof(T));
     return values;
@@ -303,18 +338,19 @@ class NcclCollectives : public Collectives {
   // is lost.
   void wait_on_host() {
     for (;;) {
-      const cudaError_t status = cudaStreamQuery(stream_.get());
+      const cudaError_t status = cudaStreamQuery(stream());
       if (status == cudaSuccess) return;
       if (status != cudaErrorNotReady) CUDA_CHECK(status);
       cudaGetLastError();  // "not ready" is no failure of the next launch
-      comm_->check();
+      lane_->check();
       if (Clock::now() > deadline_) fail_waiting();
       std::this_thread::yield();
     }
   }
 
+  cudaStream_t stream() const { return lane_->stream.get(); }
   std::byte* part_of(int i) const {
-    return static_cast<std::byte*>(scratch_.get()) + i * part_bytes_;
+    return static_cast<std::byte*>(lane_->scratch.get()) + i * part_bytes_;
   }
   int64_t longest_slice(int64_t n) const {
     int64_t longest = 0;
@@ -328,12 +364,13 @@ class NcclCollectives : public Collectives {
   Clock::time_point deadline_ = Clock::time_point::max();
   cudaStream_t backend_stream_;
   int64_t free_at_start_;
-  cuda::Stream stream_;
+  std::shared_ptr<Lane> lane_;
+  int64_t lane_bytes_;  // of scratch memory taken for this
   cuda::Event backend_reached_;
+  cuda::Waits waits_;              // of the backend's stream
   std::vector<cuda::Event> ends_;  // [kEnds] of the newest calls, by number
-  int64_t part_bytes_;
-  cuda::DeviceMemory scratch_;  // [size - 1] parts received from the others
-  cuda::DeviceMemory scalars_;  // [size]
+  int64_t part_bytes_;             // [size - 1] parts received from the others
+  cuda::DeviceMemory scalars_;     // [size]
   cuda::PinnedMemory host_scalars_;
   std::optional<cuda::NcclCommunicator> comm_;  // from connect on; goes first
   int64_t waited_for_ = 0;                      // number of a call that the backend already follows

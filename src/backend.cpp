@@ -27,4 +27,8 @@ int64_t Backend::copy_out_begin(void* host, const void* device, int64_t bytes) {
   return 0;
 }
 
+std::unique_ptr<Backend> Backend::make_host_backend() const {
+  return make_cpu_backend(trainable_dtype());
+}
+
 }  // namespace utrain

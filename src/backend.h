@@ -170,6 +170,8 @@ class Backend {
   virtual int64_t copy_out_begin(void* host, const void* device, int64_t bytes);
   virtual void copy_wait(int64_t /*ticket*/) {}
   virtual void copy_wait_host(int64_t /*ticket*/) {}
+  // Computes on host memory in trainable_dtype, and converts to dtype(): for what is offloaded.
+  virtual std::unique_ptr<Backend> make_host_backend() const;
   // A point in the order of the calls, and the seconds between two of them; waits for `to`. The
   // newest kMoments can be asked for.
   static constexpr int64_t kMoments = 1 << 16;
@@ -268,6 +270,11 @@ bool cuda_is_built();         // false: this binary was made without CUDA
 // f32, bf16 or f16 on GPU `device` of visible_gpus(). A usage error without CUDA, driver, GPU, or
 // kernels for it.
 std::unique_ptr<Backend> make_cuda_backend(DType dtype, int device = 0);
+// Its row_multiple() and reserve_bytes(), known without a GPU: for plans.
+inline constexpr int64_t kCudaRowMultiple = 64;
+inline constexpr int64_t kCudaReserveBytes = (int64_t{64} << 20) + 256;
+// What CUDA's context and kernels take of a GPU besides, as seen on an H200 with driver 580.
+inline constexpr int64_t kCudaContextBytes = 553'000'000;
 
 struct GpuInfo {
   std::string name, uuid;

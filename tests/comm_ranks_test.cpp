@@ -1,5 +1,6 @@
 // World and Collectives with 2, 3 and 4 ranks. The test starts itself under mpirun: the cases named
-// InRanks run in every rank, those named Launch start them.
+// InRanks run in every rank, as do those named InNodes, where two ranks are a node; those named
+// Launch start them.
 #include <gtest/gtest.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -55,10 +56,11 @@ std::vector<T> part(int rank, int64_t n) {
   return x;
 }
 
+// Over the ranks [first, end) of the world.
 template <class T>
-std::vector<T> ordered_sum(int64_t n) {
-  std::vector<T> sum = part<T>(0, n);
-  for (int r = 1; r < world->size(); ++r) {
+std::vector<T> ordered_sum(int64_t n, int first, int end) {
+  std::vector<T> sum = part<T>(first, n);
+  for (int r = first + 1; r < end; ++r) {
     const std::vector<T> x = part<T>(r, n);
     for (size_t i = 0; i < x.size(); ++i) sum[i] = sum[i] + x[i];
   }
@@ -88,7 +90,7 @@ TYPED_TEST(InRanks, SumsInRankOrder) {
     MpiCollectives collectives(*world, window);
     for (const int64_t n : {0, 1, 2, 1023, 1024, 1025, 3073, 10000}) {
       if (window == 1 && n > 1025) continue;  // a message for each element
-      const std::vector<T> wanted = ordered_sum<T>(n);
+      const std::vector<T> wanted = ordered_sum<T>(n, 0, ranks);
       std::vector<T> x = part<T>(rank, n);
       collectives.all_reduce_sum(view(x));
       EXPECT_TRUE(same_bits(x, wanted)) << "n " << n << " window " << window;
@@ -221,6 +223,58 @@ TEST(InRanksOnce, AgreeOrNameTheRank) {
                       [&] { world->agree("build", rank == 0 ? "abc" : "ab"); });
 }
 
+TEST(InNodes, KnowTheirNode) {
+  const int rank = world->rank(), ranks = world->size();
+  const RankGroup& node = world->node_group();
+  EXPECT_EQ(world->n_nodes(), (ranks + 1) / 2);
+  EXPECT_EQ(world->node(), rank / 2);
+  EXPECT_EQ(node.rank(), rank % 2);
+  EXPECT_EQ(node.size(), std::min(2, ranks - rank / 2 * 2));
+  EXPECT_EQ(world->local_rank(), node.rank());
+  EXPECT_EQ(world->local_size(), node.size());
+  EXPECT_EQ(world->all_ranks().rank(), rank);
+  EXPECT_EQ(world->all_ranks().size(), ranks);
+  for (int root = 0; root < node.size(); ++root) {
+    EXPECT_EQ(node.broadcast(fmt::format("from {}", rank), root),
+              fmt::format("from {}", rank / 2 * 2 + root));
+  }
+}
+
+// Calls of two groups in turn: each has its own ranks, order and numbers.
+TEST(InNodes, SumBesideTheWorld) {
+  constexpr int64_t n = 10000;
+  const int rank = world->rank(), ranks = world->size();
+  const RankGroup& group = world->node_group();
+  MpiCollectives all(*world, 999), node(group, 999);
+  const int first = rank / 2 * 2, end = first + group.size();
+  const std::vector<float> wanted = ordered_sum<float>(n, first, end);
+  ASSERT_EQ(node.rank(), group.rank());
+  ASSERT_EQ(node.size(), group.size());
+  for (int turn = 0; turn < 3; ++turn) {
+    std::vector<float> x = part<float>(rank, n), y = x, whole(x.size());
+    node.all_reduce_sum(view(x));
+    EXPECT_TRUE(same_bits(x, wanted));
+    all.all_reduce_sum(view(y));
+    EXPECT_TRUE(same_bits(y, ordered_sum<float>(n, 0, ranks)));
+
+    y = part<float>(rank, n);
+    std::vector<float> shard(
+        static_cast<size_t>(Collectives::slice_size(n, group.rank(), group.size())));
+    node.reduce_scatter_sum(view(shard), view(y));
+    all.barrier();
+    node.all_gather(view(whole), view(shard));
+    EXPECT_TRUE(same_bits(whole, wanted));
+
+    node.broadcast(view(y), group.size() - 1);
+    EXPECT_TRUE(same_bits(y, part<float>(end - 1, n)));
+    EXPECT_EQ(node.all_reduce_max(rank), end - 1);
+    EXPECT_EQ(node.all_reduce_sum(value(rank, 5)),
+              group.size() == 1 ? value(rank, 5) : value(first, 5) + value(first + 1, 5));
+  }
+  EXPECT_EQ(node.number(), 18);
+  EXPECT_EQ(all.number(), 6);
+}
+
 // ---- the launcher ----
 
 struct Finished {
@@ -256,6 +310,11 @@ INSTANTIATE_TEST_SUITE_P(Ranks, Launch, testing::Values(2, 3, 4));
 
 TEST_P(Launch, Checks) {
   const Finished finished = start(mpirun(GetParam()), "checks", "--gtest_filter='InRanks*'");
+  EXPECT_EQ(finished.exit_code, 0) << finished.output;
+}
+
+TEST_P(Launch, ChecksInNodes) {
+  const Finished finished = start(mpirun(GetParam()), "nodes", "--gtest_filter='InNodes*'");
   EXPECT_EQ(finished.exit_code, 0) << finished.output;
 }
 
@@ -301,9 +360,9 @@ TEST(Launch, ContainersThatForbidSingleCopies) {
 int run_rank(const std::string& role, int argc, char** argv) {
   if (role == "container" && !forbid_single_copy()) return 0;
   try {
-    World session(&argc, &argv);
+    World session(&argc, &argv, {.ranks_per_node = role == "nodes" ? 2 : 0});
     world = &session;
-    if (role == "checks" || role == "container") return RUN_ALL_TESTS();
+    if (role == "checks" || role == "nodes" || role == "container") return RUN_ALL_TESTS();
     if (role == "abort") {
       if (world->rank() == 1) world->abort(70);
       world->barrier();
@@ -334,6 +393,6 @@ int main(int argc, char** argv) {
   const char* role = std::getenv(utrain::kRole);
   if (role != nullptr) return utrain::run_rank(role, argc, argv);
   std::string& filter = testing::GTEST_FLAG(filter);
-  filter += filter.find('-') == std::string::npos ? "-InRanks*" : ":InRanks*";
+  filter += filter.find('-') == std::string::npos ? "-InRanks*:InNodes*" : ":InRanks*:InNodes*";
   return RUN_ALL_TESTS();
 }

@@ -97,6 +97,11 @@ TEST(CommandLine, Commands) {
   EXPECT_EQ(parse({"in.toml", "--dry-run", "3"}).dry_run, 3);
   EXPECT_EQ(parse({"--dry-run=3", "in.toml"}).dry_run, 3);
   EXPECT_EQ(parse({"in.toml", "--dump", "a.safetensors"}).dump, "a.safetensors");
+  EXPECT_EQ(parse({"in.toml", "--plan"}).command, Command::plan);
+  EXPECT_EQ(parse({"in.toml", "--plan"}).ranks, 0);
+  EXPECT_EQ(parse({"in.toml", "--plan", "--ranks", "4"}).ranks, 4);
+  EXPECT_FALSE(parse({"in.toml", "--plan"}).json);
+  EXPECT_TRUE(parse({"--json", "in.toml", "--plan"}).json);
   EXPECT_EQ(parse({"--dump=a=b", "in.toml"}).dump, "a=b");
 }
 
@@ -144,11 +149,20 @@ TEST(CommandLine, Refusals) {
       {{"a.toml", "--dump=a", "--check"}, {"--check and --dump: cannot be combined"}},
       {{"a.toml", "--dump=a", "--dry-run=1"}, {"--dry-run and --dump: cannot be combined"}},
       {{"a.toml", "--check", "--dry-run=1"}, {"--check and --dry-run: cannot be combined"}},
-      {{"a.toml", "--plan"}, {"--plan: not in this version"}},
-      {{"a.toml", "--plan", "--ranks", "4", "--json"},
-       {"--plan: not in this version", "--ranks: not in this version",
-        "--json: not in this version"},
-       3},
+      {{"a.toml", "--plan", "--check"}, {"--check and --plan: cannot be combined"}},
+      {{"a.toml", "--plan", "--dry-run=1"}, {"--dry-run and --plan: cannot be combined"}},
+      {{"a.toml", "--plan", "--ranks"}, {"'--ranks' is missing"}},
+      {{"a.toml", "--plan", "--ranks=0"},
+       {"--ranks: found \"0\", wanted a number of ranks >= 1 and <= 100000; write --ranks 3"}},
+      {{"a.toml", "--plan", "--ranks=-4"}, {"--ranks: found \"-4\""}},
+      {{"a.toml", "--plan", "--ranks=4x"}, {"--ranks: found \"4x\""}},
+      {{"a.toml", "--plan", "--ranks=100001"}, {"--ranks: found \"100001\""}},
+      {{"a.toml", "--plan", "--ranks=2", "--ranks=4"}, {"--ranks: given twice"}},
+      {{"a.toml", "--plan", "--json=1"}, {"--json", "does not take any arguments"}},
+      {{"a.toml", "--json"}, {"--json: goes with --plan alone"}},
+      {{"a.toml", "--ranks=4", "--json"},
+       {"--ranks: goes with --plan alone", "--json: goes with --plan alone"},
+       2},
   };
   for (const Bad& bad : cases) {
     std::string line;

@@ -142,8 +142,6 @@ inline const std::vector<Case>& not_in_this_version() {
   static const std::vector<Case> cases = {
       {"[model]\nquantize = \"fp8\"", {"in.toml:2:12: model.quantize: \"fp8\" is", "\"none\""}},
       {"[model]\nquantize = \"nf4\"", {"in.toml:2:12: model.quantize"}},
-      {"[parallel]\nshard_group = \"node\"", {"in.toml:2:15: parallel.shard_group"}},
-      {"[parallel]\noffload_optimizer = true", {"in.toml:2:21: parallel.offload_optimizer"}},
       {"[checkpoint]\nevery = 100", {"in.toml:2:9: checkpoint.every"}},
       {"[checkpoint]\nkeep = 5", {"in.toml:2:8: checkpoint.keep"}},
       {"[checkpoint]\nresume = \"run/checkpoints/step-1\"", {"in.toml:2:10: checkpoint.resume"}},

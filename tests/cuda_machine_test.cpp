@@ -91,7 +91,7 @@ TEST_F(CudaMachine, ACapOnMemoryIsKept) {
   const auto held = static_cast<double>(make_cuda_backend(DType::bf16)->reserve_bytes());
   expect_refusal(
       start(kAlone, {fmt::format("--run.gpu_memory_gb={:.6f}", held * 1e-9 + 1e-5), "--check"}), 2,
-      "raise run.gpu_memory_gb, set parallel.strategy = \"zero3\"");
+      "raise run.gpu_memory_gb, set parallel.offload_params = true");
 }
 
 }  // namespace

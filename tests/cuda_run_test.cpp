@@ -171,27 +171,6 @@ TEST_F(CudaRun, EqualRunsHaveEqualBits) {
   }
 }
 
-// Copies of six inputs run beside the computation: one that comes late shows.
-TEST_F(CudaRun, OffloadHasTheBitsOfBlock) {
-  for (const char* dtype : {"float32", "bfloat16"}) {
-    for (const int ranks : {1, 2}) {
-      SCOPED_TRACE(fmt::format("{}, {} ranks", dtype, ranks));
-      Words arguments = golden("llama", {kOnGpu, kShared, fmt::format("--model.dtype={}", dtype),
-                                         "--lora.dropout=0.1", "--train.micro_batch_size=2",
-                                         "--data.eval=" + golden_path("llama") + "/tokens.h5"});
-      const Words deep = more_layers("llama", dir_ / "deep", 9);
-      arguments.insert(arguments.end(), deep.begin(), deep.end());
-      arguments.push_back("--train.recompute=block");
-      const Result wanted = run(ranks, arguments);
-      arguments.back() = "--train.recompute=offload";
-      const Result found = run(ranks, arguments);
-      EXPECT_EQ(found.lines.size(), 11u);
-      EXPECT_EQ(found.text(), wanted.text());
-      EXPECT_TRUE(found.trained() == wanted.trained());
-    }
-  }
-}
-
 // A step is one pass: each sum over ranks is then the same sum.
 TEST_F(CudaRun, StrategiesHaveEqualBits) {
   for (const auto& [name, dtype] : {std::pair{"llama", "float32"},
@@ -210,6 +189,27 @@ TEST_F(CudaRun, StrategiesHaveEqualBits) {
       const Result found = train(strategy);
       EXPECT_EQ(found.text(), wanted.text());
       EXPECT_TRUE(found.trained() == wanted.trained());
+    }
+  }
+}
+
+// Copies of six inputs run beside the computation: one that comes late shows.
+TEST_F(CudaRun, OffloadHasTheBitsOfBlock) {
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    for (const int ranks : {1, 2}) {
+      SCOPED_TRACE(fmt::format("{}, {} ranks", dtype, ranks));
+      Words arguments = golden("llama", {kOnGpu, kShared, fmt::format("--model.dtype={}", dtype),
+                                         "--lora.dropout=0.1", "--train.micro_batch_size=2",
+                                         "--data.eval=" + golden_path("llama") + "/tokens.h5"});
+      const Words deep = more_layers("llama", dir_ / "deep", 9);
+      arguments.insert(arguments.end(), deep.begin(), deep.end());
+      arguments.push_back("--train.recompute=block");
+      const Result wanted = run(ranks, arguments);
+      arguments.back() = "--train.recompute=offload";
+      const Result found = run(ranks, arguments);
+      EXPECT_EQ(found.lines.size(), 11u);
+      EXPECT_EQ(found.text(), wanted.text());
+      EXPECT_TRUE(read_bytes(found.adapter().path()) == read_bytes(wanted.adapter().path()));
     }
   }
 }
@@ -311,6 +311,40 @@ TEST_F(CudaRun, WritesTheLinesOfTheCpuInTheirOrder) {
     EXPECT_FALSE(wanted.lines.empty());
     EXPECT_EQ(shape_of(found.lines), shape_of(wanted.lines));
     worst_.expect_curve("loss", found.of("loss"), wanted.of("loss"), tolerance::kCudaGoldenCurve);
+  }
+}
+
+// AdamW of the host beside the GPU's: each rounds the same operations, the GPU with fused ones.
+TEST_F(CudaRun, OptimizerOnTheHostFollowsTheGpus) {
+  struct Case {
+    const char *name, *strategy, *dtype;
+    int ranks;
+  };
+  for (const Case& c : {Case{"llama", "ddp", "float32", 1},
+                        {"llama", "ddp", "bfloat16", 1},
+                        {"llama", "zero3", "bfloat16", 2},
+                        {"llama_full", "ddp", "float16", 1},
+                        {"llama_full", "zero1", "float32", 2},
+                        {"llama_full", "zero2", "bfloat16", 2},
+                        {"llama_full", "zero3", "bfloat16", 3}}) {
+    SCOPED_TRACE(fmt::format("{} in {} on {} ranks, {}", c.name, c.dtype, c.ranks, c.strategy));
+    const auto train = [&](const char* offload) {
+      return run(c.ranks,
+                 golden(c.name, {kOnGpu, kShared, fmt::format("--model.dtype={}", c.dtype),
+                                 fmt::format("--parallel.strategy={}", c.strategy),
+                                 fmt::format("--parallel.offload_optimizer={}", offload)}));
+    };
+    const Result wanted = train("false"), found = train("true"), again = train("true");
+    const bool wide = std::string(c.dtype) == "float32";
+    worst_.expect_curve(wide ? "offloaded loss" : "offloaded loss, half precision",
+                        found.of("loss"), wanted.of("loss"),
+                        wide ? tolerance::kCudaGoldenCurve : tolerance::kHalfCurve);
+    EXPECT_EQ(found.text(), again.text());
+    const Json summary = read_json(found.dir + "/summary.json");
+    const Json* bytes = summary.find("peak_memory_bytes");
+    ASSERT_NE(bytes->find("host"), nullptr);
+    EXPECT_GT(bytes->find("host")->as_int64(), 0);
+    EXPECT_EQ(bytes->find("optimizer")->as_int64(), 0);
   }
 }
 

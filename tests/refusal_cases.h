@@ -180,7 +180,7 @@ inline std::vector<Refusal> refusals_of_input() {
       wrong_setting("LaterCheckpoint", "checkpoint.every", "10", "not in this version"),
       {"FullWithLora", 2, "lora.r: found beside train.method = \"full\"",
        [](Sandbox& s) { s.set("train.method", "\"full\""), s.set("lora.r", "8"); }},
-      wrong_flags("LaterPlan", {"--plan"}, "not in this version"),
+      wrong_flags("PlanOfNoRanks", {"--plan", "--ranks=0"}, "--ranks: found \"0\""),
       wrong_flags("UnknownFlag", {"--chekc"}, "did you mean --check?"),
       wrong_flags("UnknownOverride", {"--lora.rank=8"}, "did you mean \"lora.r\"?"),
       wrong_flags("OverrideWithoutValue", {"--lora.r"}, "has no value"),

@@ -102,6 +102,50 @@ TEST_F(Strategies, HaveEqualBitsWhereTheBaseIsOffloaded) {
   }
 }
 
+// AdamW on the host, unit by unit as the next pass asks for them; also where a step is skipped.
+TEST_F(Strategies, HaveEqualBitsWhereTheOptimizerIsOffloaded) {
+  struct Case {
+    const char* name;
+    int ranks;
+    const char* strategy;
+    Words more;
+  };
+  const std::string whole = "--train.micro_batch_size=8", passes = "--train.micro_batch_size=1";
+  for (const Case& c : std::vector<Case>{
+           {"llama", 1, "ddp", {whole}},
+           {"llama", 3, "ddp", {passes}},
+           {"llama", 2, "zero1", {passes}},
+           {"llama", 2, "zero2", {passes}},
+           {"llama", 4, "zero3", {passes, "--parallel.offload_params=true"}},
+           {"llama", 2, "zero3", {whole, "--model.dtype=bfloat16", "--eval.every=2"}},
+           {"llama", 1, "ddp", {whole, "--model.dtype=float16"}},
+           {"llama_full", 1, "ddp", {passes}},
+           {"llama_full", 2, "ddp", {whole}},
+           {"llama_full", 3, "zero1", {whole}},
+           {"llama_full", 2, "zero2", {passes, "--model.dtype=bfloat16"}},
+           {"llama_full", 3, "zero3", {passes}},
+       }) {
+    SCOPED_TRACE(
+        fmt::format("{} on {} ranks, {} {}", c.name, c.ranks, c.strategy, fmt::join(c.more, " ")));
+    Words words = c.more;
+    words.push_back(fmt::format("--parallel.strategy={}", c.strategy));
+    const bool evaluates = c.more.back().starts_with("--eval");
+    if (evaluates) words.push_back("--data.eval=" + golden_path("llama") + "/tokens.h5");
+    const Result wanted = run(c.name, c.ranks, words);
+    words.push_back("--parallel.offload_optimizer=true");
+    const Result found = run(c.name, c.ranks, words);
+    ASSERT_EQ(found.lines.size(), evaluates ? 15u : 10u);
+    EXPECT_EQ(found.text(), wanted.text());
+    EXPECT_TRUE(found.tensors == wanted.tensors);
+    const auto bytes = [](const Result& r, const char* memory_class) {
+      const Json* bytes = r.summary.find("peak_memory_bytes")->find(memory_class);
+      return bytes == nullptr ? 0 : bytes->as_int64();
+    };
+    EXPECT_EQ(bytes(found, "optimizer"), 0);
+    EXPECT_GE(bytes(found, "host"), 2 * bytes(wanted, "optimizer"));
+  }
+}
+
 // More layers than places: every layer takes the place of another one, on the way up and down.
 TEST_F(Strategies, HaveEqualBitsWhereLayersTakePlacesInTurn) {
   Json many = read_json(golden_path("llama") + "/model/config.json");
@@ -129,6 +173,9 @@ TEST_F(Strategies, HaveEqualBitsWhereLayersTakePlacesInTurn) {
   const Words zero3 = {"--parallel.strategy=zero3"};
   const Result sharded = deep(3, zero3);
   expect_equal(deep(3, {zero3[0], offload}), sharded);
+  const std::string optimizer = "--parallel.offload_optimizer=true";
+  expect_equal(deep(3, {zero3[0], offload, optimizer}), sharded);
+  expect_equal(deep(kAlone, {optimizer}), alone);
   const Result ddp = deep(3, {});
   for (const char* key : {"loss", "grad_norm"}) expect_near(sharded, ddp, key);
 }
@@ -204,6 +251,11 @@ TEST_F(Strategies, Float16SkipsStepsThatOverflow) {
     EXPECT_EQ(std::isfinite(wanted.of("grad_norm")[i]), i >= n_overflows) << "step " << i + 1;
   }
   EXPECT_LT(wanted.of("loss").back(), wanted.of("loss").front()) << "it learns then";
+  Words offloaded = words;
+  offloaded.push_back("--parallel.offload_optimizer=true");
+  const Result on_host = run("llama_tied_down", kAlone, offloaded);
+  EXPECT_EQ(on_host.text(), wanted.text());
+  EXPECT_TRUE(on_host.tensors == wanted.tensors);
   for (const char* strategy : {"ddp", "zero3"}) {
     SCOPED_TRACE(strategy);
     Words more = words;

@@ -10,10 +10,13 @@
 
 #include "app/dump.h"
 #include "app/machine.h"
+#include "app/peak_flops.h"
+#include "app/plan_table.h"
 #include "app/progress.h"
 #include "app/report.h"
 #include "app/run_directory.h"
 #include "app/save.h"
+#include "app/strategy_warning.h"
 #include "app/version.h"
 #include "config/print.h"
 #include "core/process.h"
@@ -52,6 +55,14 @@ void check_dump_path(const std::string& path) {
   AtomicFile probe(path);
 }
 
+void warn_of_strategy(Prepared& p, int n_nodes) {
+  const Machine& m = p.machine;
+  const double peak = m.gpus.empty() ? 0.0 : peak_flops(m.gpus.front(), m.backend->dtype());
+  const PlanMachine machine = {m.backend->dtype(), m.backend->row_multiple(), m.memory_budget};
+  const std::string warning = strategy_warning(*p.job, machine, n_nodes, kShareOfPeak * peak);
+  if (!warning.empty()) p.job->warnings.push_back("parallel.strategy: " + warning);
+}
+
 // Everything short of taking the memory: what --check checks.
 Prepared prepare(const CommandLine& command_line, const World& world) {
   Prepared p;
@@ -72,30 +83,23 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
 
   p.machine = open_machine(config, world);
   Backend& backend = *p.machine.backend;
-  Collectives& collectives = *p.machine.collectives;
+  const Groups groups = p.machine.groups();
   world.together([&] {
-    p.policy = choose_recompute(*p.job, backend, collectives, p.machine.memory_budget);
-    p.passes_together =
-        choose_passes(*p.job, backend, collectives, p.policy, [&](const Arena& arena) {
-          return arena.bytes() <= p.machine.memory_budget && host_memory_holds(arena, p.machine);
-        });
+    p.policy = choose_recompute(*p.job, backend, groups, p.machine.memory_budget);
+    p.passes_together = choose_passes(*p.job, backend, groups, p.policy, [&](const Arena& arena) {
+      return arena.bytes() <= p.machine.memory_budget && host_memory_holds(arena, p.machine);
+    });
   });
   const std::vector<double> passes = world.gather(static_cast<double>(p.passes_together));
   p.passes_together = static_cast<int64_t>(*std::min_element(passes.begin(), passes.end()));
   world.together([&] {
-    p.trainer =
-        std::make_unique<Trainer>(*p.job, backend, collectives, p.policy, p.passes_together);
+    if (world.rank() == 0) warn_of_strategy(p, world.n_nodes());
+    p.trainer = std::make_unique<Trainer>(*p.job, backend, groups, p.policy, p.passes_together);
     check_host_memory(p.trainer->arena(), p.machine);
   });
-  p.facts = {p.machine.description,
-             backend.dtype(),
-             world.size(),
-             world.n_nodes(),
-             world.hosts(),
-             p.machine.gpus,
-             p.machine.distinct_gpus,
-             p.machine.warnings,
-             backend.reserve_bytes() + collectives.reserve_bytes(),
+  p.facts = {p.machine.description,   backend.dtype(),    world.size(),
+             world.n_nodes(),         world.hosts(),      p.machine.gpus,
+             p.machine.distinct_gpus, p.machine.warnings, p.machine.reserve_bytes(),
              p.passes_together};
   if (world.rank() == 0) {
     fmt::print("{}", start_table(*p.job, p.facts, p.trainer->arena(), p.policy,
@@ -127,6 +131,7 @@ class Run {
       for (const StepStats& stats : p_.trainer->finish_steps()) report(stats);
       if (evaluates) evaluate(step);
     }
+    totals_.exposed_seconds = p_.trainer->exposed_seconds();
     if (p_.job->is_full()) return;  // save_model looks at every weight
     parameters_ = p_.trainer->parameters_on_host();
     if (!std::all_of(parameters_.begin(), parameters_.end(),
@@ -219,6 +224,7 @@ class Run {
   }
 
   [[noreturn]] void fail_diverged(const std::string& what) {
+    totals_.exposed_seconds = p_.trainer->exposed_seconds();
     finish(ExitCode::diverged);
     progress_.reset();
     throw SharedError(ExitCode::diverged,
@@ -252,6 +258,16 @@ void train(const CommandLine& command_line, const World& world) {
   run.print_end();
 }
 
+// Ranks need not be those that are planned for: one makes the plan.
+void plan(const CommandLine& command_line, const World& world) {
+  world.first_rank([&] {
+    const Config config = read_config(command_line.input, command_line.overrides);
+    const auto ranks = command_line.ranks > 0 ? static_cast<int>(command_line.ranks) : world.size();
+    const Plan plan = make_plan(command_line.input, config, ranks);
+    fmt::print("{}", command_line.json ? plan_json(plan) : plan_table(plan));
+  });
+}
+
 }  // namespace
 
 bool is_without_ranks(const CommandLine& command_line) {
@@ -273,6 +289,8 @@ ExitCode run_command(const CommandLine& command_line, const World& world) {
       const Config config = read_config(command_line.input, command_line.overrides);
       if (world.rank() == 0) fmt::print("{}", print_config(config));
     });
+  } else if (command_line.command == Command::plan) {
+    plan(command_line, world);
   } else if (command_line.command == Command::check) {
     prepare(command_line, world);
     if (world.rank() == 0)

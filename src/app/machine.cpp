@@ -25,6 +25,12 @@ bool wants_cuda(const std::string& backend) {
   return backend == "cuda" || (backend == "auto" && !visible_gpus().empty());
 }
 
+// In one node the group would be the world.
+bool shards_in_nodes(const Config& config, const World& world) {
+  return config.parallel.strategy == "zero3" && config.parallel.shard_group == "node" &&
+         world.n_nodes() > 1;
+}
+
 // The part that a rank may plan for; the rest is left to the system, the driver and libraries.
 int64_t share_of(int64_t bytes, int ranks) {
   return static_cast<int64_t>(0.9 * static_cast<double>(bytes)) / ranks;
@@ -47,6 +53,8 @@ Machine open_cpu(const Config& config, const World& world) {
     budget = share_of(available_memory(), world.local_size());
   });
   machine.collectives = std::make_unique<MpiCollectives>(world);
+  if (shards_in_nodes(config, world))
+    machine.node_collectives = std::make_unique<MpiCollectives>(world.node_group());
   machine.memory_budget = -machine.collectives->all_reduce_max(-budget);
   machine.host_memory_budget = machine.memory_budget;
   machine.description = fmt::format("{}, {} thread{} a rank", machine.backend->name(), threads,
@@ -89,7 +97,7 @@ std::vector<std::string> once_each(const std::vector<std::string>& names,
 int64_t gpu_budget(const Machine& machine, int device, int ranks, double cap_gb) {
   auto bytes = static_cast<double>(share_of(gpu_free_bytes(device), ranks));
   if (cap_gb > 0.0) {
-    const int64_t held = machine.backend->reserve_bytes() + machine.collectives->reserve_bytes();
+    const int64_t held = machine.reserve_bytes();
     bytes = std::min(bytes, cap_gb * 1e9 - static_cast<double>(held));
     if (bytes <= 0.0) {
       fail(ExitCode::usage, "run.gpu_memory_gb",
@@ -99,6 +107,14 @@ int64_t gpu_budget(const Machine& machine, int device, int ranks, double cap_gb)
     }
   }
   return static_cast<int64_t>(bytes);
+}
+
+// Collective over all ranks. first: other collectives of these, or null.
+std::unique_ptr<Collectives> open_collectives(const World& world, const RankGroup& group,
+                                              Backend& backend, bool nccl,
+                                              const Collectives* first = nullptr) {
+  if (nccl) return open_nccl_collectives(world, group, backend, {.beside = first});
+  return std::make_unique<StagedCollectives>(std::make_unique<MpiCollectives>(group), backend);
 }
 
 Machine open_cuda(const Config& config, const World& world) {
@@ -123,11 +139,10 @@ Machine open_cuda(const Config& config, const World& world) {
   world.agree("the versions of CUDA and NCCL", versions);
   const std::vector<std::string> places = world.gather_text(world.host() + " " + gpu.uuid);
   const int ranks = ranks_on_gpu(world, places, wish == "mpi");
-  if (nccl)
-    machine.collectives = open_nccl_collectives(world, *machine.backend);
-  else
-    machine.collectives = std::make_unique<StagedCollectives>(
-        std::make_unique<MpiCollectives>(world), *machine.backend);
+  machine.collectives = open_collectives(world, world.all_ranks(), *machine.backend, nccl);
+  if (shards_in_nodes(config, world))
+    machine.node_collectives = open_collectives(world, world.node_group(), *machine.backend, nccl,
+                                                machine.collectives.get());
   int64_t budget = 0, host_budget = 0;
   world.together([&] {
     budget = gpu_budget(machine, device, ranks, config.run.gpu_memory_gb);
@@ -172,6 +187,12 @@ DType dtype_on_gpu(const std::string& dtype, int compute_capability) {
   if (dtype == "float16") return DType::f16;
   if (dtype == "bfloat16") return DType::bf16;
   return compute_capability >= kFirstWithBf16 ? DType::bf16 : DType::f16;
+}
+
+int64_t Machine::reserve_bytes() const {
+  int64_t bytes = backend->reserve_bytes() + collectives->reserve_bytes();
+  if (node_collectives) bytes += node_collectives->reserve_bytes();
+  return bytes;
 }
 
 bool host_memory_holds(const Arena& arena, const Machine& machine) {

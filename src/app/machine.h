@@ -10,18 +10,27 @@
 #include "comm/world.h"
 #include "config/config.h"
 #include "core/arena.h"
+#include "parallel/groups.h"
 
 namespace utrain {
 
 struct Machine {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Collectives> collectives;  // goes before the backend
-  int64_t memory_budget = 0;                 // bytes a rank may plan for, the same on all ranks
+  // Of this node's ranks, where zero3 shards the base in nodes and there are several; or null.
+  std::unique_ptr<Collectives> node_collectives;
+  int64_t memory_budget = 0;               // bytes a rank may plan for, the same on all ranks
   int64_t host_memory_budget = 0;          // likewise of host memory; on the CPU both are the same
   std::string description;                 // "cpu, 2 threads a rank"
   std::vector<std::string> gpus;           // [ranks] name of each rank's GPU; none on the CPU
   std::vector<std::string> distinct_gpus;  // names of the GPUs, each once that ranks share
   std::vector<std::string> warnings;       // what the user should know of the machine
+
+  Groups groups() const {
+    return {*collectives, node_collectives ? *node_collectives : *collectives};
+  }
+  // Device memory that libraries and communication hold.
+  int64_t reserve_bytes() const;
 };
 
 // What model.dtype means on a GPU: "auto" is bfloat16 where the GPU has it, else float16.

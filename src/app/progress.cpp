@@ -35,6 +35,12 @@ std::string text_of_bytes(int64_t bytes) {
   return fmt::format("{:.1f} kB", b * 1e-3);
 }
 
+std::string text_of_duration(double seconds) {
+  if (seconds < 1e-3) return fmt::format("{:.3g} us", seconds * 1e6);
+  if (seconds < 1.0) return fmt::format("{:.3g} ms", seconds * 1e3);
+  return fmt::format("{:.3g} s", seconds);
+}
+
 std::string text_of_seconds(double seconds) {
   if (seconds < 60.0) return fmt::format("{:.{}f} s", seconds, seconds < 10.0 ? 1 : 0);
   const auto s = static_cast<int64_t>(std::llround(seconds));

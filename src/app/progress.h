@@ -8,9 +8,10 @@
 
 namespace utrain {
 
-std::string text_of_bytes(int64_t bytes);     // "1.23 GB"
-std::string text_of_seconds(double seconds);  // "42 s", "3:05", "2:03:05"
-std::string text_of_count(double n);          // "12,345"
+std::string text_of_bytes(int64_t bytes);      // "1.23 GB"
+std::string text_of_seconds(double seconds);   // "42 s", "3:05", "2:03:05"
+std::string text_of_duration(double seconds);  // "3.4 ms", "1.25 s"
+std::string text_of_count(double n);           // "12,345"
 
 class Progress {
  public:

@@ -72,6 +72,12 @@ std::string text_of_flops(double flops) {
                        : fmt::format("{:.3g} GFLOP/s", 1e-9 * flops);
 }
 
+// "zero3, the base within each node"
+std::string text_of_strategy(const Config::Parallel& p) {
+  const bool in_nodes = p.strategy == "zero3" && p.shard_group == "node";
+  return p.strategy + (in_nodes ? ", the base within each node" : "");
+}
+
 double per_second(double amount, const RunTotals& totals) {
   return totals.step_seconds > 0.0 ? amount / totals.step_seconds : 0.0;
 }
@@ -102,7 +108,7 @@ std::string start_table(const Job& job, const RunFacts& facts, const Arena& aren
                         static_cast<double>(a.n_parameters()),
                     job.lora.r, job.lora.alpha, c.lora.dropout,
                     c.lora.init_from.empty() ? "" : ", from " + c.lora.init_from,
-                    c.parallel.strategy));
+                    text_of_strategy(c.parallel)));
   }
   row("ranks", fmt::format("{} on {} node{} ({}), backend {}, {}", facts.ranks, facts.n_nodes,
                            facts.n_nodes == 1 ? "" : "s", text_of_hosts(facts), facts.backend,
@@ -180,6 +186,8 @@ std::string summary_json(const Job& job, const RunFacts& facts, const Trainer& t
   s.set("tokens_per_second", per_second(static_cast<double>(totals.tokens), totals));
   const double flops = per_second(totals.model_flops, totals), peak = peak_of_all(facts);
   s.set("model_flops_per_second", flops).set("mfu", peak > 0.0 ? Json(flops / peak) : Json());
+  s.set("exposed_communication_percent",
+        facts.ranks > 1 ? Json(100.0 * per_second(totals.exposed_seconds, totals)) : Json());
   s.set("seconds", seconds).set("peak_memory_bytes", memory);
   s.set(job.is_full() ? "trained_model" : "adapter",
         totals.output_path.empty() ? Json() : Json(totals.output_path))
@@ -222,6 +230,11 @@ std::string end_summary(const Job& job, const RunFacts& facts, const Trainer& tr
                          text_of_seconds(trainer.phase_seconds(static_cast<Phase>(i))));
   }
   row("time", split + fmt::format(", save {}", text_of_seconds(totals.save_seconds)));
+  if (facts.ranks > 1) {
+    row("exposed", fmt::format("{:.1f} % of the step time is communication that computing did not "
+                               "hide, and waiting for other ranks",
+                               100.0 * per_second(totals.exposed_seconds, totals)));
+  }
   row("memory",
       fmt::format("{} planned a rank, {} at most in use by a rank's process",
                   text_of_bytes(trainer.arena().bytes()), text_of_bytes(totals.peak_memory)));

@@ -35,6 +35,7 @@ struct RunTotals {
   double first_loss = 0.0, last_loss = 0.0;
   double first_eval_loss = 0.0, last_eval_loss = 0.0;
   int64_t n_evaluations = 0;
+  double exposed_seconds = 0.0;     // of step_seconds, rank 0: communication that nothing hid
   double model_flops = 0.0;         // of all steps and ranks: model/flops.h
   double start_seconds = 0.0;       // from exec to the first step
   double first_step_seconds = 0.0;  // from exec to its end

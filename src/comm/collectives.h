@@ -50,6 +50,10 @@ class Collectives {
   virtual int64_t all_reduce_max(int64_t x) = 0;
   virtual void barrier() = 0;
 
+  // Seconds so far that the computation stood still for these calls, the scalar ones left out: what
+  // it did not hide, and waiting for slower ranks. Waits for what was begun.
+  virtual double exposed_seconds() { return 0.0; }
+
   int64_t number() const { return number_; }           // calls begun so far
   virtual int64_t reserve_bytes() const { return 0; }  // device memory it holds from its start
 

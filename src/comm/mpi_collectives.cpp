@@ -7,7 +7,7 @@
 #include <complex>
 #include <cstring>
 
-#include "comm/mpi_check.h"
+#include "comm/communicator.h"
 
 namespace utrain {
 namespace {
@@ -17,17 +17,17 @@ constexpr int64_t kMaxWindowElems = int64_t{1} << 26;  // 16 bytes each: MPI cou
 // Messages under way. A failure is the end of the run, so nothing waits for the rest of them.
 class Messages {
  public:
+  explicit Messages(const RankGroup& group) : comm_(comm_of(group)) {}
+
   void receive(void* to, int64_t bytes, int from, int tag) {
     if (bytes == 0) return;
     MPI_Request& request = requests_.emplace_back(MPI_REQUEST_NULL);
-    MPI_CHECK(
-        MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, from, tag, MPI_COMM_WORLD, &request));
+    MPI_CHECK(MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, from, tag, comm_, &request));
   }
   void send(const void* from, int64_t bytes, int to, int tag) {
     if (bytes == 0) return;
     MPI_Request& request = requests_.emplace_back(MPI_REQUEST_NULL);
-    MPI_CHECK(
-        MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, to, tag, MPI_COMM_WORLD, &request));
+    MPI_CHECK(MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, to, tag, comm_, &request));
   }
   void wait() {
     MPI_CHECK(
@@ -36,6 +36,7 @@ class Messages {
   }
 
  private:
+  MPI_Comm comm_;
   std::vector<MPI_Request> requests_;
 };
 
@@ -44,6 +45,19 @@ class Messages {
 int tag_of(int64_t number) {
   return static_cast<int>(number % 32768);
 }
+
+// Adds the time from here to the end of the scope.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds), begin_(MPI_Wtime()) {}
+  ~Stopwatch() { seconds_ += MPI_Wtime() - begin_; }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& seconds_;
+  double begin_;
+};
 
 // x as a flat view of its n elements.
 Tensor flat(const Tensor& x, int64_t n) {
@@ -67,13 +81,15 @@ void sum_in_rank_order(T* sum, const std::vector<const T*>& parts, int64_t n) {
 
 }  // namespace
 
-MpiCollectives::MpiCollectives(const World& world, int64_t window_elems)
-    : rank_(world.rank()),
-      size_(world.size()),
-      window_elems_(std::clamp<int64_t>(window_elems / world.size(), 1, kMaxWindowElems)) {}
+MpiCollectives::MpiCollectives(const RankGroup& group, int64_t window_elems)
+    : group_(group),
+      rank_(group.rank()),
+      size_(group.size()),
+      window_elems_(std::clamp<int64_t>(window_elems / group.size(), 1, kMaxWindowElems)) {}
 
 void MpiCollectives::all_reduce_sum(const Tensor& x) {
   ++number_;
+  const Stopwatch stopwatch(seconds_);
   const int64_t n = x.n_elem();
   const Tensor whole = flat(x, n);
   const Tensor own = whole.columns(slice_begin(n, rank_, size_), slice_size(n, rank_, size_));
@@ -83,32 +99,35 @@ void MpiCollectives::all_reduce_sum(const Tensor& x) {
 
 void MpiCollectives::reduce_scatter_sum(const Tensor& shard, const Tensor& x) {
   ++number_;
+  const Stopwatch stopwatch(seconds_);
   const int64_t n = x.n_elem();
   sum_slice(flat(shard, slice_size(n, rank_, size_)), flat(x, n));
 }
 
 void MpiCollectives::all_gather(const Tensor& whole, const Tensor& shard) {
   ++number_;
+  const Stopwatch stopwatch(seconds_);
   const int64_t n = whole.n_elem();
   gather_slices(flat(whole, n), flat(shard, slice_size(n, rank_, size_)));
 }
 
 void MpiCollectives::broadcast(const Tensor& x, int root) {
   ++number_;
+  const Stopwatch stopwatch(seconds_);
   ASSERT(root >= 0 && root < size_);
   const int64_t n = x.n_elem();
   const Tensor whole = flat(x, n);
   for (int64_t begin = 0; begin < n; begin += kMaxWindowElems) {
     const Tensor part = whole.columns(begin, std::min(n - begin, kMaxWindowElems));
     MPI_CHECK(MPI_Bcast(part.data, static_cast<int>(part.cols * size_of(x.dtype)), MPI_BYTE, root,
-                        MPI_COMM_WORLD));
+                        comm_of(group_)));
   }
 }
 
 double MpiCollectives::all_reduce_sum(double x) {
   ++number_;
   std::vector<double> values(static_cast<size_t>(size_));
-  MPI_CHECK(MPI_Allgather(&x, 1, MPI_DOUBLE, values.data(), 1, MPI_DOUBLE, MPI_COMM_WORLD));
+  MPI_CHECK(MPI_Allgather(&x, 1, MPI_DOUBLE, values.data(), 1, MPI_DOUBLE, comm_of(group_)));
   double sum = values[0];
   for (size_t r = 1; r < values.size(); ++r) sum += values[r];
   return sum;
@@ -117,13 +136,13 @@ double MpiCollectives::all_reduce_sum(double x) {
 int64_t MpiCollectives::all_reduce_max(int64_t x) {
   ++number_;
   int64_t largest = x;
-  MPI_CHECK(MPI_Allreduce(&x, &largest, 1, MPI_INT64_T, MPI_MAX, MPI_COMM_WORLD));
+  MPI_CHECK(MPI_Allreduce(&x, &largest, 1, MPI_INT64_T, MPI_MAX, comm_of(group_)));
   return largest;
 }
 
 void MpiCollectives::barrier() {
   ++number_;
-  MPI_CHECK(MPI_Barrier(MPI_COMM_WORLD));
+  MPI_CHECK(MPI_Barrier(comm_of(group_)));
 }
 
 void MpiCollectives::sum_slice(const Tensor& shard, const Tensor& x) {
@@ -148,7 +167,7 @@ template <class T>
 void MpiCollectives::sum_slice(T* shard, const T* x, int64_t n) {
   scratch_.resize(static_cast<size_t>(window_size(n, rank_, 0) * (size_ - 1)) * sizeof(T));
   const int tag = tag_of(number_);
-  Messages messages;
+  Messages messages(group_);
   std::vector<const T*> parts(static_cast<size_t>(size_));
   for (int64_t window = 0; window < n_windows(n); ++window) {
     const int64_t own = window_size(n, rank_, window);
@@ -184,7 +203,7 @@ void MpiCollectives::gather_slices(const Tensor& whole, const Tensor& shard) {
     std::memcpy(own, from, static_cast<size_t>(shard.cols * bytes));
   }
   const int tag = tag_of(number_);
-  Messages messages;
+  Messages messages(group_);
   for (int64_t window = 0; window < n_windows(n); ++window) {
     const int64_t begin = window * window_elems_;
     for (int i = 1; i < size_; ++i) {

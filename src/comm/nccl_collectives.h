@@ -1,6 +1,10 @@
 // Collectives over NCCL, for tensors in GPU memory: implemented in cuda/nccl_collectives.cu, or by
 // the stub cuda/no_nccl.cpp where the build has no NCCL. It stands here, beside the interface, so
 // that no room has to include cuda/; Backend is only named, because comm knows core alone.
+//   Kernels of two communicators that run beside each other may each wait for what another rank has
+// given to the other one. So collectives of a second group of ranks take the stream of the first
+// (NcclOptions::beside): the calls of a rank are then done one after another, in the order in which
+// all ranks make them, and the first call that is not done has nothing before it on any rank.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +16,15 @@
 namespace utrain {
 
 class Backend;
+class RankGroup;
 class World;
 
 struct NcclOptions {
   int64_t scratch_bytes = int64_t{64} << 20;  // what is under way at a time, at least 256 a rank
   int timeout_s = 600;                        // until all ranks are connected
+  // Collectives over NCCL of the same backend and of at least as many ranks, whose stream and
+  // scratch memory these share; either may go first.
+  const Collectives* beside = nullptr;
 };
 
 bool nccl_is_built();
@@ -26,12 +34,15 @@ std::string nccl_version();  // "2.28.9", with what it was compiled for if that 
 // NCCL is not built.
 std::string nccl_unique_id();
 
-// Collective; all ranks leave alike. Every rank has a GPU of its own; backend is a CUDA one and
-// outlives the result. The memory NCCL wants is taken here (reserve_bytes()), none later. Sums keep
-// the order promise of collectives.h; no call but the scalar ones and barrier() waits on the host:
-// each is done in the order of the backend's calls. A failure of NCCL is Error(internal) with the
-// call and its reason.
+// Of all ranks, or of the group that a rank is in; each rank is in one. Collective over all ranks,
+// which leave alike. Every rank has a GPU of its own; backend is a CUDA one and outlives the result.
+// The memory NCCL wants is taken here (reserve_bytes()), none later. Sums keep the order promise of
+// collectives.h; no call but the scalar ones and barrier() waits on the host: each is done in the
+// order of the backend's calls. A failure of NCCL is Error(internal) with the call and its reason.
 std::unique_ptr<Collectives> open_nccl_collectives(const World& world, Backend& backend,
+                                                   const NcclOptions& options = {});
+std::unique_ptr<Collectives> open_nccl_collectives(const World& world, const RankGroup& group,
+                                                   Backend& backend,
                                                    const NcclOptions& options = {});
 
 // Its two steps. First what a rank has alone, its scratch memory and streams: no call may be made

@@ -7,12 +7,19 @@ namespace utrain {
 
 std::unique_ptr<Collectives> open_nccl_collectives(const World& world, Backend& backend,
                                                    const NcclOptions& options) {
+  return open_nccl_collectives(world, world.all_ranks(), backend, options);
+}
+
+std::unique_ptr<Collectives> open_nccl_collectives(const World& world, const RankGroup& group,
+                                                   Backend& backend, const NcclOptions& options) {
   std::string id;
-  world.first_rank([&] { id = nccl_unique_id(); });
-  id = world.broadcast(std::move(id));
+  world.together([&] {
+    if (group.rank() == 0) id = nccl_unique_id();
+  });
+  id = group.broadcast(std::move(id));
   std::unique_ptr<Collectives> collectives;
   world.together([&] {
-    collectives = prepare_nccl_collectives(world.rank(), world.size(), backend, options);
+    collectives = prepare_nccl_collectives(group.rank(), group.size(), backend, options);
   });
   world.meet([&] { collectives = connect_nccl_collectives(std::move(collectives), id); });
   return collectives;

@@ -16,7 +16,7 @@
 #include <numeric>
 #include <system_error>
 
-#include "comm/mpi_check.h"
+#include "comm/communicator.h"
 
 namespace utrain {
 namespace {
@@ -120,30 +120,36 @@ World::Session::~Session() {
   MPI_Finalize();
 }
 
-World::World(int* argc, char*** argv) : session_(argc, argv) {
-  MPI_CHECK(MPI_Comm_rank(MPI_COMM_WORLD, &rank_));
-  MPI_CHECK(MPI_Comm_size(MPI_COMM_WORLD, &size_));
+World::World(int* argc, char*** argv, const WorldOptions& options) : session_(argc, argv) {
+  all_ranks_.emplace(std::make_shared<RankGroup::Communicator>(MPI_COMM_WORLD));
+  rank_ = all_ranks_->rank();
+  size_ = all_ranks_->size();
   check_launch(size_, session_.under_mpirun);
 
   char host[MPI_MAX_PROCESSOR_NAME] = "";
   int length = 0;
   MPI_CHECK(MPI_Get_processor_name(host, &length));
   hosts_ = gather_text(std::string(host, static_cast<size_t>(length)));
-  find_nodes();
+  find_nodes(options.ranks_per_node);
 }
 
-void World::find_nodes() {
+void World::find_nodes(int ranks_per_node) {
   MPI_Comm local = MPI_COMM_NULL;
   MPI_CHECK(
       MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local));
-  MPI_CHECK(MPI_Comm_rank(local, &local_rank_));
-  MPI_CHECK(MPI_Comm_size(local, &local_size_));
-  cores_per_rank_ = share_cores(local, local_size_);
+  node_group_.emplace(std::make_shared<RankGroup::Communicator>(local));
+  cores_per_rank_ = share_cores(local, node_group_->size());
+  if (ranks_per_node > 0) {
+    MPI_Comm part = MPI_COMM_NULL;
+    MPI_CHECK(MPI_Comm_split(local, node_group_->rank() / ranks_per_node, rank_, &part));
+    node_group_.emplace(std::make_shared<RankGroup::Communicator>(part));
+  }
+  local_rank_ = node_group_->rank();
+  local_size_ = node_group_->size();
 
   // A node is known by its first rank.
   int first = rank_;
-  MPI_CHECK(MPI_Bcast(&first, 1, MPI_INT, 0, local));
-  MPI_CHECK(MPI_Comm_free(&local));
+  MPI_CHECK(MPI_Bcast(&first, 1, MPI_INT, 0, comm_of(*node_group_)));
   std::vector<int> nodes(static_cast<size_t>(size_));
   MPI_CHECK(MPI_Allgather(&first, 1, MPI_INT, nodes.data(), 1, MPI_INT, MPI_COMM_WORLD));
   std::sort(nodes.begin(), nodes.end());
@@ -186,7 +192,8 @@ void World::throw_first(const std::optional<Error>& error, double seconds) const
   const int first = all.rank;
   int code = error ? static_cast<int>(error->code()) : 0;
   MPI_CHECK(MPI_Bcast(&code, 1, MPI_INT, first, MPI_COMM_WORLD));
-  throw SharedError(static_cast<ExitCode>(code), broadcast_from(first, error ? error->what() : ""));
+  throw SharedError(static_cast<ExitCode>(code),
+                    all_ranks_->broadcast(error ? error->what() : "", first));
 }
 
 void World::agree(std::string_view what, const std::string& value) const {
@@ -206,18 +213,7 @@ void World::agree(std::string_view what, const std::string& value) const {
 }
 
 std::string World::broadcast(std::string text) const {
-  return broadcast_from(0, std::move(text));
-}
-
-std::string World::broadcast_from(int root, std::string text) const {
-  int64_t n = std::ssize(text);
-  MPI_CHECK(MPI_Bcast(&n, 1, MPI_INT64_T, root, MPI_COMM_WORLD));
-  text.resize(static_cast<size_t>(n));
-  for (int64_t begin = 0; begin < n; begin += kMaxMessageBytes) {
-    const auto bytes = static_cast<int>(std::min(n - begin, kMaxMessageBytes));
-    MPI_CHECK(MPI_Bcast(text.data() + begin, bytes, MPI_BYTE, root, MPI_COMM_WORLD));
-  }
-  return text;
+  return all_ranks_->broadcast(std::move(text));
 }
 
 std::vector<std::string> World::gather_text(const std::string& text) const {

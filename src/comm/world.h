@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "comm/rank_group.h"
 #include "core/error.h"
 
 namespace utrain {
@@ -24,11 +25,16 @@ class SharedError : public Error {
   using Error::Error;
 };
 
+struct WorldOptions {
+  // 0: as the machines are. Else nodes have at most so many ranks: tests make several of one.
+  int ranks_per_node = 0;
+};
+
 class World {
  public:
   // Starts MPI. Throws Error(usage) where a Slurm job's tasks did not find each other; then every
   // task is alone and throws. Only one World in the life of a process.
-  World(int* argc, char*** argv);
+  World(int* argc, char*** argv, const WorldOptions& options = {});
   World(const World&) = delete;
   World& operator=(const World&) = delete;
 
@@ -38,6 +44,8 @@ class World {
   int local_size() const { return local_size_; }
   int node() const { return node_; }  // nodes count from 0 in the order of their first rank
   int n_nodes() const { return n_nodes_; }
+  const RankGroup& all_ranks() const { return *all_ranks_; }
+  const RankGroup& node_group() const { return *node_group_; }  // the ranks of this node
   const std::string& host() const { return hosts_[static_cast<size_t>(rank_)]; }
   const std::vector<std::string>& hosts() const { return hosts_; }  // [size] host of each rank
   // Threads this rank may run without taking another's: its own cores where ranks are bound to
@@ -76,11 +84,11 @@ class World {
     bool under_mpirun;
   };
 
-  void find_nodes();
-  std::string broadcast_from(int root, std::string text) const;
+  void find_nodes(int ranks_per_node);
   void throw_first(const std::optional<Error>& error, double seconds) const;
 
   Session session_;
+  std::optional<RankGroup> all_ranks_, node_group_;
   int rank_ = 0, size_ = 1;
   int local_rank_ = 0, local_size_ = 1;
   int node_ = 0, n_nodes_ = 1;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <boost/program_options.hpp>
 #include <charconv>
+#include <limits>
 #include <set>
 #include <sstream>
 #include <utility>
@@ -19,6 +20,7 @@ namespace {
 namespace po = boost::program_options;
 using Command = CommandLine::Command;
 
+constexpr int64_t kMostRanks = 100000;
 constexpr const char* kUsage = "usage: utrain input.toml [--section.key=value ...]";
 
 po::options_description make_flags() {
@@ -29,12 +31,12 @@ po::options_description make_flags() {
       ("dry-run", value("N"), "train N steps, write nothing but metrics")     //
       ("dump", value("FILE"),
        "forward and backward of the first batch, no update: loss, logits and gradients as "
-       "safetensors")                                                            //
-      ("plan", "memory and communication table (not in this version)")           //
-      ("ranks", value("N"), "ranks that --plan is for (not in this version)")    //
-      ("json", "--plan as JSON (not in this version)")                           //
-      ("print-config", "print the input with all defaults and overrides, exit")  //
-      ("help", "this text")                                                      //
+       "safetensors")                                                                //
+      ("plan", "memory and communication of the four strategies, no GPU needed")     //
+      ("ranks", value("N"), "ranks that --plan is for, instead of those there are")  //
+      ("json", "--plan as JSON")                                                     //
+      ("print-config", "print the input with all defaults and overrides, exit")      //
+      ("help", "this text")                                                          //
       ("help-config", value("SECTION")->implicit_value(""),
        "every key of input.toml, or those of one section")  //
       ("version", "version, compiler and libraries");
@@ -97,16 +99,20 @@ class Parser {
                       : given("version")      ? version
                       : given("help-config")  ? help_config
                       : given("check")        ? check
+                      : given("plan")         ? plan
                       : given("print-config") ? print_config
                                               : train;
       if (line_.command == help || line_.command == version || line_.command == help_config)
         return line_;
     }
     std::string together;
-    for (const char* name : {"check", "dry-run", "dump", "print-config"})
+    for (const char* name : {"check", "dry-run", "dump", "plan", "print-config"})
       if (given(name)) together += fmt::format("{}--{}", together.empty() ? "" : " and ", name);
     if (together.find(" and ") != together.npos)
       problem(fmt::format("{}: cannot be combined; give one of them", together));
+    for (const char* name : {"ranks", "json"})
+      if (given(name) && !given("plan"))
+        problem(fmt::format("--{}: goes with --plan alone; add --plan or leave it out", name));
     if (inputs_.empty() && problems_.empty())
       problem(
           fmt::format("command line: no input file given, wanted one; {} (utrain --help)", kUsage));
@@ -148,10 +154,7 @@ class Parser {
 
   void take_flag(const std::string& name, const std::string& value) {
     const bool again = !seen_.insert(name).second;
-    if (name == "plan" || name == "ranks" || name == "json")
-      problem(fmt::format("--{}: not in this version; --check reads and validates without training",
-                          name));
-    else if (again && (name == "dry-run" || name == "dump"))
+    if (again && (name == "dry-run" || name == "dump" || name == "ranks"))
       problem(fmt::format("--{}: given twice; give it once", name));
     else if (value.compare(0, 2, "--") == 0)
       problem(fmt::format("--{}: found {} where its value should be; write --{}=VALUE", name,
@@ -159,22 +162,26 @@ class Parser {
     else if (name == "dump" && value.empty())  // would mean no dump
       problem("--dump: found an empty value, wanted a file name; write --dump=FILE");
     else if (name == "dry-run")
-      line_.dry_run = steps(value);
+      line_.dry_run = count(name, value, "steps", std::numeric_limits<int64_t>::max());
+    else if (name == "ranks")
+      line_.ranks = count(name, value, "ranks", kMostRanks);
+    else if (name == "json")
+      line_.json = true;
     else if (name == "dump")
       line_.dump = value;
     else if (name == "help-config")
       line_.help_section = value;
   }
 
-  int64_t steps(const std::string& value) {
-    int64_t steps = 0;
+  int64_t count(const std::string& name, const std::string& value, const char* what, int64_t most) {
+    int64_t n = 0;
     const char* end = value.data() + value.size();
-    const auto [rest, error] = std::from_chars(value.data(), end, steps);
-    if (error != std::errc{} || rest != end || steps < 1)
-      problem(
-          fmt::format("--dry-run: found \"{}\", wanted a number of steps >= 1; write --dry-run 3",
-                      value.substr(0, 80)));
-    return steps;
+    const auto [rest, error] = std::from_chars(value.data(), end, n);
+    if (error != std::errc{} || rest != end || n < 1 || n > most)
+      problem(fmt::format("--{0}: found \"{1}\", wanted a number of {2} >= 1{3}; write --{0} 3",
+                          name, value.substr(0, 80), what,
+                          most == kMostRanks ? fmt::format(" and <= {}", most) : ""));
+    return n;
   }
 
   const po::options_description& flags_;

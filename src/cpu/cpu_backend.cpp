@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "core/convert.h"
 #include "cpu/adamw.h"
 #include "cpu/attention.h"
 #include "cpu/cross_entropy.h"
@@ -51,6 +52,20 @@ void convert_to(cpu::View<To> y, const Tensor& x) {
     case DType::f64: return convert_rows<To, double>(y, x);
     case DType::c128: return convert_rows<To, std::complex<double>>(y, x);
     default: ASSERT(!"a dtype that the CPU computes in");
+  }
+}
+
+// To a dtype that nothing is computed in here, for a device whose values are updated on the host.
+void convert_to_narrow(const Tensor& y, const Tensor& x) {
+  constexpr int64_t kChunk = 1 << 14;
+  const int64_t chunks = (x.cols + kChunk - 1) / kChunk;
+#pragma omp parallel for collapse(2) schedule(static)
+  for (int64_t n = 0; n < x.rows; ++n) {
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t begin = c * kChunk;
+      from_float(y.dtype, x.as<float>() + n * x.ld + begin, std::min(kChunk, x.cols - begin),
+                 static_cast<char*>(y.data) + (n * y.ld + begin) * size_of(y.dtype));
+    }
   }
 }
 
@@ -114,7 +129,8 @@ class CpuBackend : public Backend {
       case DType::f32: return convert_to<float>(y, x);
       case DType::f64: return convert_to<double>(y, x);
       case DType::c128: return convert_to<std::complex<double>>(y, x);
-      default: ASSERT(!"a dtype that the CPU computes in");
+      case DType::bf16:
+      case DType::f16: ASSERT(x.dtype == DType::f32); return convert_to_narrow(y, x);
     }
   }
 

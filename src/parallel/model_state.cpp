@@ -34,26 +34,30 @@ std::vector<Tensor> units_of(const UnitStore& store) {
 }  // namespace
 
 ModelState::ModelState(const Architecture& architecture, const Options& options, Backend& backend,
-                       Collectives& collectives, Arena& arena)
+                       const Groups& groups, Arena& arena)
     : architecture_(architecture),
       full_(options.method == Method::full),
       backend_(backend),
       image_layouts_(image_layouts(architecture, backend.dtype())),
       adapters_(architecture, full_ ? LoraOptions{} : options.lora),
       layout_(full_ ? full_layout(architecture) : adapters_.layout()) {
-  const int rank = collectives.rank(), ranks = collectives.size();
+  Collectives &world = groups.world, &base = groups.base;
   const Holding holding = options.strategy == Strategy::zero3 ? Holding::sharded : Holding::whole;
-  ASSERT(!full_ || !options.offload_params);
-  images_.emplace(UnitStore::Options{"base", backend.dtype(), MemoryClass::base, holding,
+  ASSERT(!full_ || (!options.offload_params && &base == &world));
+  // A frozen slice that is the whole needs no place to be gathered into.
+  const Holding of_base = full_ || base.size() > 1 ? holding : Holding::whole;
+  images_.emplace(UnitStore::Options{"base", backend.dtype(), MemoryClass::base, of_base,
                                      options.offload_params},
-                  Shards(begins_of(image_layouts_), rank, ranks), backend, collectives, arena);
+                  Shards(begins_of(image_layouts_), base.rank(), base.size()), backend, base,
+                  arena);
   if (!full_) {
     adapter_values_.emplace(
         UnitStore::Options{"adapters", backend.dtype(), MemoryClass::adapters, holding},
-        Shards(layout_.unit_begin(), rank, ranks), backend, collectives, arena);
+        Shards(layout_.unit_begin(), world.rank(), world.size()), backend, world, arena);
   }
-  trainables_.emplace(options.strategy, decay_runs(layout_), full_ ? *images_ : *adapter_values_,
-                      backend, collectives, arena);
+  trainables_.emplace(Trainables::Options{options.strategy, options.offload_optimizer},
+                      decay_runs(layout_), full_ ? *images_ : *adapter_values_, backend, world,
+                      arena);
   residency_.emplace(*images_, full_ ? nullptr : &*adapter_values_, *trainables_);
 }
 

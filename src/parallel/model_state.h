@@ -8,6 +8,7 @@
 #include "model/full.h"
 #include "model/lora.h"
 #include "model/transformer.h"
+#include "parallel/groups.h"
 #include "parallel/unit_residency.h"
 
 namespace utrain {
@@ -20,11 +21,12 @@ class ModelState {
     Method method = Method::lora;
     LoraOptions lora;  // of Method::lora
     Strategy strategy = Strategy::ddp;
+    bool offload_optimizer = false;
     bool offload_params = false;  // the base in host memory; not where it is trained
   };
-  // Declares its memory.
+  // Declares its memory. groups.base is groups.world where the base is trained.
   ModelState(const Architecture& architecture, const Options& options, Backend& backend,
-             Collectives& collectives, Arena& arena);
+             const Groups& groups, Arena& arena);
   ModelState(const ModelState&) = delete;
   ModelState& operator=(const ModelState&) = delete;
   void bind(const Arena& arena);  // after the arena is placed

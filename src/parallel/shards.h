@@ -57,24 +57,26 @@ class Shards {
   int64_t shard_elems_ = 0;
 };
 
-// The few buffers that whole units take in turn: layers two or more, so that one is worked on while
+// The few buffers that units take in turn: layers two or more, so that one is worked on while
 // the next is on its way; the last unit, which is no layer, one of its own.
 class Places {
  public:
   Places() = default;
-  explicit Places(const Shards& shards, int64_t of_layers = 2)
+  // n_elem: what of a unit lies in its place.
+  explicit Places(const Shards& shards, int64_t of_layers = 2,
+                  int64_t (Shards::*n_elem)(int64_t) const = &Shards::n_elem)
       : last_unit_(shards.n_units() - 1),
         of_layers_(of_layers),
         n_elem_(static_cast<size_t>(of_layers + 1), 0) {
     for (int64_t u = 0; u <= last_unit_; ++u)
-      n_elem_[of(u)] = std::max(n_elem_[of(u)], shards.n_elem(u));
+      n_elem_[of(u)] = std::max(n_elem_[of(u)], (shards.*n_elem)(u));
   }
 
   size_t of(int64_t u) const {
     return static_cast<size_t>(u == last_unit_ ? of_layers_ : u % of_layers_);
   }
   size_t size() const { return n_elem_.size(); }
-  int64_t n_elem(size_t place) const { return n_elem_.at(place); }  // of its largest unit
+  int64_t n_elem(size_t place) const { return n_elem_.at(place); }  // of the largest there
 
  private:
   int64_t last_unit_ = -1, of_layers_ = 0;

@@ -24,6 +24,8 @@ class StagedCollectives : public Collectives {
   double all_reduce_sum(double x) override;
   int64_t all_reduce_max(int64_t x) override;
   void barrier() override;
+  // Without the copies, which also wait for the computation before them.
+  double exposed_seconds() override { return host_->exposed_seconds(); }
 
  private:
   struct HostBuffer {

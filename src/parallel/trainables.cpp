@@ -13,29 +13,34 @@ constexpr int64_t kBucketElems = int64_t{4} << 20;
 
 }  // namespace
 
-Trainables::Trainables(Strategy strategy, std::vector<DecayRun> decay, UnitStore& values,
+Trainables::Trainables(const Options& options, std::vector<DecayRun> decay, UnitStore& values,
                        Backend& backend, Collectives& collectives, Arena& arena)
-    : strategy_(strategy),
+    : strategy_(options.strategy),
       decay_(std::move(decay)),
       values_(values),
       backend_(backend),
       collectives_(collectives),
-      update_(strategy == Strategy::ddp
+      update_(strategy_ == Strategy::ddp
                   ? Shards(values.shards().unit_begin(), 0, 1)
                   : Shards(values.shards().unit_begin(), collectives.rank(), collectives.size())),
       places_(values.shards()),
-      values_are_parameters_(backend.dtype() == backend.trainable_dtype()) {
+      values_are_parameters_(backend.dtype() == backend.trainable_dtype() &&
+                             !options.offload_optimizer) {
   const DType wide = backend.trainable_dtype();
   const int64_t n = update_.shard_elems();
-  if (!values_are_parameters_) {
+  if (options.offload_optimizer) {
+    host_.emplace(update_, backend, arena);
+  } else if (!values_are_parameters_) {
     // Wider copies of weights are state of the optimizer.
     const MemoryClass of_copies = values.memory_class() == MemoryClass::adapters
                                       ? MemoryClass::adapters
                                       : MemoryClass::optimizer;
     parameters_id_ = arena.declare("parameters", wide, 1, n, of_copies);
   }
-  m_id_ = arena.declare("Adam's first moment", wide, 1, n, MemoryClass::optimizer);
-  v_id_ = arena.declare("Adam's second moment", wide, 1, n, MemoryClass::optimizer);
+  if (!host_) {
+    m_id_ = arena.declare("Adam's first moment", wide, 1, n, MemoryClass::optimizer);
+    v_id_ = arena.declare("Adam's second moment", wide, 1, n, MemoryClass::optimizer);
+  }
   const auto declare_gradients = [&](const std::string& name, int64_t n_elem) {
     return arena.declare(name, wide, 1, n_elem, MemoryClass::gradients);
   };
@@ -51,34 +56,50 @@ Trainables::Trainables(Strategy strategy, std::vector<DecayRun> decay, UnitStore
 }
 
 void Trainables::bind(const Arena& arena) {
-  if (!values_are_parameters_) parameters_ = arena[parameters_id_];
-  m_ = arena[m_id_];
-  v_ = arena[v_id_];
-  backend_.zero(m_);
-  backend_.zero(v_);
+  if (host_) {
+    host_->bind(arena);
+    n_updated_ = n_arrived_ = n_units();
+  } else {
+    if (!values_are_parameters_) parameters_ = arena[parameters_id_];
+    m_ = arena[m_id_];
+    v_ = arena[v_id_];
+    backend_.zero(m_);
+    backend_.zero(v_);
+  }
   if (!holds_all_gradients()) own_gradients_ = arena[own_gradients_id_];
   for (int64_t u = 0; u < n_units(); ++u) {
     gradients_.push_back(holds_all_gradients()
                              ? update_.unit_of(arena[gradients_ids_[0]], u)
                              : arena[gradients_ids_[places_.of(u)]].columns(0, update_.n_elem(u)));
   }
+  parts_.resize(static_cast<size_t>(n_units()));
   for (int64_t u = 0; u < n_units(); ++u) {
     const int64_t begin = update_.begin(u) + update_.own_begin(u),
                   end = begin + update_.own_elems(u);
     for (const DecayRun& run : decay_) {
       const int64_t first = std::max(begin, run.begin);
       const int64_t n = std::min(end, run.begin + run.n_elem) - first;
-      if (n <= 0) continue;
-      const auto part = [&](const Tensor& own) { return own.columns(first - begin, n); };
-      parts_.push_back({part(parameters(u)), part(update_.own_of_shard(m_, u)),
-                        part(update_.own_of_shard(v_, u)), part(own_gradients(u)), run.decays});
+      if (n > 0) parts_[static_cast<size_t>(u)].push_back(part(u, first - begin, n, run.decays));
     }
   }
 }
 
+// Elements [begin, begin + n) of what this rank updates of a unit.
+Trainables::Part Trainables::part(int64_t u, int64_t begin, int64_t n, bool decays) const {
+  const auto m = host_ ? host_->m(u) : update_.own_of_shard(m_, u);
+  const auto v = host_ ? host_->v(u) : update_.own_of_shard(v_, u);
+  const auto g = host_ ? host_->g(u) : own_gradients(u);
+  return {parameters(u).columns(begin, n), m.columns(begin, n), v.columns(begin, n),
+          g.columns(begin, n), decays};
+}
+
 // [1, own_elems(u)] of the update's slices, likewise below.
 Tensor Trainables::parameters(int64_t u) const {
-  if (!values_are_parameters_) return update_.own_of_shard(parameters_, u);
+  if (host_) return host_->p(u);
+  return values_are_parameters_ ? own_values(u) : update_.own_of_shard(parameters_, u);
+}
+
+Tensor Trainables::own_values(int64_t u) const {
   return updates_slices() ? values_.own(u) : values_.unit(u);
 }
 
@@ -91,12 +112,14 @@ void Trainables::begin_pass(bool first, bool last) {
   first_pass_ = first;
   last_pass_ = last;
   bucket_begin_ = bucket_end_ = 0;
-  if (!first || !holds_all_gradients()) return;
-  for (const Tensor& unit : gradients_) backend_.zero(unit);
 }
 
 void Trainables::begin_gradients(int64_t u) {
-  if (holds_all_gradients()) return;
+  if (host_) host_->keep_gradients(u);
+  if (holds_all_gradients()) {
+    if (first_pass_) backend_.zero(gradients(u));
+    return;
+  }
   collectives_.wait(place_busy_[places_.of(u)]);
   backend_.zero(gradients(u));
   // What earlier passes summed up goes into the sum of this one, in this rank's part of it.
@@ -107,11 +130,13 @@ void Trainables::end_gradients(int64_t u) {
   if (!holds_all_gradients()) {
     collectives_.begin_reduce_scatter_sum(own_gradients(u), gradients(u));
     place_busy_[places_.of(u)] = collectives_.number();
+    if (last_pass_) begun_last_sum(u);
     return;
   }
   if (!last_pass_) return;
   if (strategy_ == Strategy::zero1) {
     collectives_.begin_reduce_scatter_sum(own_gradients(u), gradients(u));
+    begun_last_sum(u);
     return;
   }
   const int64_t begin = update_.begin(u), end = begin + update_.n_elem(u);
@@ -128,12 +153,33 @@ void Trainables::send_bucket() {
   const Tensor first = gradients(0);  // units follow one another
   const Tensor flat = make_tensor(first.data, first.dtype, 1, n_elem());
   collectives_.begin_all_reduce_sum(flat.columns(bucket_begin_, bucket_end_ - bucket_begin_));
+  for (int64_t u = n_units() - 1; u >= 0; --u) {
+    if (update_.begin(u) >= bucket_begin_ && update_.begin(u + 1) <= bucket_end_) begun_last_sum(u);
+  }
   bucket_end_ = bucket_begin_;
+}
+
+// Its result goes to the host. What is asked to wait for it is the device, so sums that have just
+// begun are left on their way.
+void Trainables::begun_last_sum(int64_t u) {
+  constexpr size_t kOnTheirWay = 2;
+  if (!host_ || update_.own_elems(u) == 0) return;
+  sums_.push_back({u, collectives_.number()});
+  copy_gradients(kOnTheirWay);
+}
+
+void Trainables::copy_gradients(size_t most_left) {
+  for (; sums_.size() > most_left; sums_.pop_front()) {
+    const auto [u, number] = sums_.front();
+    collectives_.wait(number);
+    host_->copy_gradients(u, own_gradients(u));
+  }
 }
 
 void Trainables::finish_gradients() {
   send_bucket();
   collectives_.finish();
+  copy_gradients(0);
 }
 
 void Trainables::sum_of_squares(const Tensor& block_sums) {
@@ -148,18 +194,74 @@ void Trainables::sum_of_squares(const Tensor& block_sums) {
   if (updates_slices()) collectives_.all_reduce_sum(block_sums);
 }
 
+void Trainables::update(UpdatePart update_part) {
+  if (host_) {
+    ASSERT(n_arrived_ == n_units());  // a pass asked for all of them
+    host_->begin_step();
+    update_part_ = std::move(update_part);
+    n_updated_ = n_arrived_ = 0;
+    return;
+  }
+  for (const std::vector<Part>& unit : parts_)
+    for (const Part& part : unit) update_part(part);
+  parameters_changed();
+}
+
 void Trainables::parameters_changed() {
+  if (host_) {
+    finish_update();
+    update_part_ = nullptr;
+    n_updated_ = n_arrived_ = 0;
+    finish_update();
+    return;
+  }
   if (!values_are_parameters_) {
-    for (int64_t u = 0; u < n_units(); ++u)
-      backend_.convert(updates_slices() ? values_.own(u) : values_.unit(u), parameters(u));
+    for (int64_t u = 0; u < n_units(); ++u) backend_.convert(own_values(u), parameters(u));
   }
   if (updates_slices()) values_.own_changed();
 }
 
-void Trainables::set_parameters(int64_t u, const float* host) {
+// One unit more has arrived, since a gather of it may begin now, and one more is on its way.
+void Trainables::get(int64_t u) {
+  if (n_arrived_ == n_units() || !host_) return;
+  const int64_t position = u == n_units() - 1 ? 0 : u + 1;
+  catch_up(position + 3, position + 2);
+}
+
+void Trainables::finish_update() {
+  if (!host_ || n_arrived_ == n_units()) return;
+  catch_up(n_units(), n_units());
+  collectives_.finish();
+}
+
+void Trainables::catch_up(int64_t n_updated, int64_t n_arrived) {
+  const auto unit_at = [&](int64_t position) { return (position + n_units() - 1) % n_units(); };
+  for (; n_updated_ < std::min(n_updated, n_units()); ++n_updated_)
+    update_unit(unit_at(n_updated_));
+  for (; n_arrived_ < std::min(n_arrived, n_units()); ++n_arrived_) {
+    host_->arrive(unit_at(n_arrived_));
+    if (updates_slices()) values_.own_changed(unit_at(n_arrived_));
+  }
+}
+
+void Trainables::update_unit(int64_t u) {
+  if (update_part_) {
+    host_->begin_update(u);
+    for (const Part& part : parts_[static_cast<size_t>(u)]) update_part_(part);
+  }
+  host_->send(u, own_values(u));
+}
+
+void Trainables::set_parameters(int64_t u, const float* own_of_unit) {
   const Tensor own = parameters(u);
+  if (host_) {
+    finish_update();
+    host_->wait_for_sent();
+    from_float(own.dtype, own_of_unit, own.cols, own.data);
+    return;
+  }
   std::vector<std::byte> bytes(static_cast<size_t>(own.cols * size_of(own.dtype)));
-  from_float(own.dtype, host, own.cols, bytes.data());
+  from_float(own.dtype, own_of_unit, own.cols, bytes.data());
   backend_.upload(own.data, bytes.data(), static_cast<int64_t>(bytes.size()));
 }
 
@@ -172,12 +274,25 @@ std::vector<float> Trainables::on_host(const Tensor& x) const {
 }
 
 std::vector<float> Trainables::parameters_on_host(int64_t u) {
-  if (!updates_slices()) return on_host(parameters(u));
-  collectives_.all_gather(gradients(u), parameters(u));
+  finish_update();
+  Tensor own = parameters(u);
+  if (host_ && !updates_slices()) {
+    std::vector<float> values(static_cast<size_t>(own.cols));
+    to_float(own.dtype, own.data, own.cols, values.data());
+    return values;
+  }
+  if (!updates_slices()) return on_host(own);
+  if (host_) {
+    host_->keep_gradients(u);
+    own = update_.own_of_unit(gradients(u), u);
+    backend_.upload(own.data, host_->p(u).data, own.cols * size_of(own.dtype));
+  }
+  collectives_.all_gather(gradients(u), own);
   return on_host(gradients(u));
 }
 
 std::vector<float> Trainables::gradients_on_host(int64_t u) {
+  if (host_) host_->keep_gradients(u);
   if (updates_slices()) collectives_.all_gather(gradients(u), own_gradients(u));
   return on_host(gradients(u));
 }

@@ -9,8 +9,17 @@
 // parameters are the values themselves. Sums over ranks are in rank order, so all strategies have
 // the same gradients to the bit where a step is one pass; more passes round differently under zero2
 // and zero3, which add the sums of passes instead of summing what passes added.
+//   Where the optimizer is offloaded, parameters, moments and the update are the host's
+// (HostState): update() notes what is to be done, and units are updated as get() asks for them, in
+// the order of a forward pass, so that the host updates ahead of a device that computes. No thread
+// but the caller's takes part.
 #pragma once
 
+#include <deque>
+#include <functional>
+#include <optional>
+
+#include "parallel/host_state.h"
 #include "parallel/unit_store.h"
 
 namespace utrain {
@@ -25,15 +34,20 @@ struct DecayRun {
 
 class Trainables {
  public:
-  // What this rank updates: a part of one unit with one decay. p, m, v, g [1, n] trainable dtype.
+  struct Options {
+    Strategy strategy = Strategy::ddp;
+    bool offload_optimizer = false;
+  };
+  // What this rank updates: a part of one unit with one decay. p, m, v, g [1, n] trainable dtype,
+  // all in the memory of update_backend().
   struct Part {
     Tensor p, m, v, g;
     bool decays = true;
   };
 
   // values: as the strategy wants it held; outlives this object. decay: covers the flat buffer.
-  Trainables(Strategy strategy, std::vector<DecayRun> decay, UnitStore& values, Backend& backend,
-             Collectives& collectives, Arena& arena);
+  Trainables(const Options& options, std::vector<DecayRun> decay, UnitStore& values,
+             Backend& backend, Collectives& collectives, Arena& arena);
   void bind(const Arena& arena);  // after values; the moments start at zero
 
   int64_t n_elem() const { return values_.shards().n_elem(); }
@@ -48,12 +62,21 @@ class Trainables {
   void end_gradients(int64_t u);
   void finish_gradients();
 
-  // Whether the parameters are the values, not a wider copy of them.
+  // Whether the parameters are the values, not a copy of them, wider or on the host.
   bool values_are_parameters() const { return values_are_parameters_; }
-  const std::vector<Part>& parts() const { return parts_; }
   // block_sums [1, n_elem() / 1024]: of the squares of all gradients, the same on every rank.
   void sum_of_squares(const Tensor& block_sums);
-  void parameters_changed();  // brings the values up to date on every rank; after every update
+
+  // Updates every part with update_part, and brings the values up to date on every rank; where the
+  // optimizer is offloaded both happen as get() asks for units, at the latest in finish_update().
+  // Collective, as are the two below.
+  using UpdatePart = std::function<void(const Part& part)>;
+  void update(UpdatePart update_part);
+  bool is_offloaded() const { return host_.has_value(); }
+  Backend& update_backend() { return host_ ? host_->backend() : backend_; }
+  void get(int64_t u);  // before the values' own get; a forward pass asks for the last unit first
+  void finish_update();
+  void parameters_changed();  // from outside: brings the values up to date
 
   // Host. What this rank updates of unit u, from its element own_begin(u) on; then, on all ranks,
   // parameters_changed().
@@ -70,7 +93,13 @@ class Trainables {
   bool updates_slices() const { return strategy_ != Strategy::ddp; }
   bool holds_all_gradients() const { return strategy_ <= Strategy::zero1; }
   Tensor own_gradients(int64_t u) const;
+  Tensor own_values(int64_t u) const;
+  Part part(int64_t u, int64_t begin, int64_t n, bool decays) const;
   void send_bucket();
+  void begun_last_sum(int64_t u);
+  void copy_gradients(size_t most_left);
+  void catch_up(int64_t n_updated, int64_t n_arrived);
+  void update_unit(int64_t u);
   std::vector<float> on_host(const Tensor& x) const;
 
   Strategy strategy_;
@@ -86,10 +115,19 @@ class Trainables {
   Tensor parameters_, m_, v_;             // [1, update_.shard_elems()]
   Tensor own_gradients_;                  // the same; zero2 and zero3
   std::vector<Tensor> gradients_;         // [units]
-  std::vector<Part> parts_;
+  std::vector<std::vector<Part>> parts_;  // [units]
   bool first_pass_ = true, last_pass_ = true;
   std::vector<int64_t> place_busy_;            // number of the call that still reads a place
   int64_t bucket_begin_ = 0, bucket_end_ = 0;  // gradients that are final and not on their way yet
+
+  struct Sum {
+    int64_t u, number;  // of the call that makes it
+  };
+  std::optional<HostState> host_;  // where the optimizer is offloaded
+  std::deque<Sum> sums_;           // final, not copied to the host yet
+  UpdatePart update_part_;         // of the update under way; empty: values are sent alone
+  // Units that are done with, in the order of a forward pass; all are but in an update.
+  int64_t n_updated_ = 0, n_arrived_ = 0;
 };
 
 }  // namespace utrain

@@ -14,6 +14,7 @@ class UnitResidency : public Residency {
       : images_(images), adapters_(adapters), trainables_(trainables) {}
 
   void get(int64_t unit) override {
+    trainables_.get(unit);
     images_.get(unit);
     if (adapters_ != nullptr) adapters_->get(unit);
   }

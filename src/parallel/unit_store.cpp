@@ -27,6 +27,7 @@ UnitStore::UnitStore(const Options& options, const Shards& shards, Backend& back
     for (int64_t u = 0; u < shards_.n_units(); ++u)
       ids_.push_back(declare(fmt::format("{} of unit {}", options.name, u), shards_.n_elem(u),
                              options.memory_class));
+    changed_.assign(ids_.size(), 0);
     return;
   }
   for (size_t place = 0; place < places_.size(); ++place)
@@ -55,7 +56,12 @@ Tensor UnitStore::own(int64_t u) const {
 }
 
 void UnitStore::get(int64_t u) {
-  if (!has_places()) return;
+  if (!has_places()) {
+    int64_t& number = changed_[static_cast<size_t>(u)];
+    if (number > 0) collectives_.wait(number);
+    number = 0;
+    return;
+  }
   begin(u);
   Place& place = held_[places_.of(u)];
   if (is_sharded()) {
@@ -107,11 +113,18 @@ void UnitStore::wait_for_copy(Place& place) {
 }
 
 void UnitStore::own_changed() {
+  for (int64_t u = 0; u < shards_.n_units(); ++u) own_changed(u);
+  if (!is_sharded()) collectives_.finish();
+}
+
+void UnitStore::own_changed(int64_t u) {
   ASSERT(!options_.in_host);
-  std::fill(held_.begin(), held_.end(), Place{});
-  if (is_sharded()) return;
-  for (int64_t u = 0; u < shards_.n_units(); ++u) collectives_.begin_all_gather(unit(u), own(u));
-  collectives_.finish();
+  if (is_sharded()) {
+    if (Place& place = held_[places_.of(u)]; place.holds == u) place = {};
+    return;
+  }
+  collectives_.begin_all_gather(unit(u), own(u));
+  changed_[static_cast<size_t>(u)] = collectives_.number();
 }
 
 }  // namespace utrain

@@ -48,8 +48,10 @@ class UnitStore {
   void get(int64_t u);
   void release(int64_t u);
   // After own() was written on every rank: gathers the units where whole, forgets what was
-  // gathered where sharded. Collective; not where in_host.
+  // gathered where sharded. Of one unit: where whole it is there after get(u). Collective; not
+  // where in_host.
   void own_changed();
+  void own_changed(int64_t u);
 
  private:
   int64_t last_unit() const { return shards_.n_units() - 1; }
@@ -71,7 +73,8 @@ class UnitStore {
   std::vector<Arena::Id> ids_;  // of each unit, or of each place
   Arena::Id home_id_ = -1;      // of what lies in no place
   std::vector<Tensor> units_, home_;
-  std::vector<Place> held_;  // [places]
+  std::vector<Place> held_;       // [places]
+  std::vector<int64_t> changed_;  // [units] number of the gather after own_changed, 0: waited for
   int64_t last_got_ = -1;
   int64_t in_use_ = -1;
 };

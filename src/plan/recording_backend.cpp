@@ -11,7 +11,12 @@ namespace {
 
 // Addresses that a plan hands out: never read, but told apart, and none of them is null.
 constexpr uintptr_t kFirstAddress = uintptr_t{1} << 40;
+constexpr uintptr_t kFirstHostAddress = uintptr_t{1} << 60;
 constexpr int64_t kAlignment = 256;
+
+int64_t aligned(int64_t bytes) {
+  return std::max((bytes + kAlignment - 1) / kAlignment * kAlignment, kAlignment);
+}
 
 DType at_least(DType wanted, DType dtype) {
   return size_of(dtype) > size_of(wanted) ? dtype : wanted;
@@ -33,10 +38,11 @@ RecordingBackend::RecordingBackend(Backend& inner)
       trainable_dtype_(inner.trainable_dtype()),
       loss_dtype_(inner.loss_dtype()) {}
 
-RecordingBackend::RecordingBackend(DType dtype)
+RecordingBackend::RecordingBackend(DType dtype, int64_t row_multiple)
     : dtype_(dtype),
       trainable_dtype_(at_least(DType::f32, dtype)),
-      loss_dtype_(at_least(DType::f64, dtype)) {}
+      loss_dtype_(at_least(DType::f64, dtype)),
+      row_multiple_(row_multiple) {}
 
 void RecordingBackend::time(bool on) {
   ASSERT(!on || inner_ != nullptr);
@@ -120,13 +126,16 @@ bool RecordingBackend::is_asynchronous() const {
 
 void* RecordingBackend::allocate(int64_t bytes) {
   const int64_t before = allocated_bytes_;
-  allocated_bytes_ += std::max((bytes + kAlignment - 1) / kAlignment * kAlignment, kAlignment);
+  allocated_bytes_ += aligned(bytes);
   if (inner_ != nullptr) return inner_->allocate(bytes);
   return reinterpret_cast<void*>(kFirstAddress + static_cast<uintptr_t>(before));
 }
 
 std::shared_ptr<void> RecordingBackend::allocate_host(int64_t bytes) {
-  return inner_ != nullptr ? inner_->allocate_host(bytes) : Backend::allocate_host(bytes);
+  if (inner_ != nullptr) return inner_->allocate_host(bytes);
+  const auto address = kFirstHostAddress + static_cast<uintptr_t>(host_bytes_);
+  host_bytes_ += aligned(bytes);
+  return {reinterpret_cast<void*>(address), [](void*) {}};
 }
 
 void RecordingBackend::upload(void* device, const void* host, int64_t bytes) {
@@ -184,6 +193,11 @@ void RecordingBackend::copy_wait(int64_t ticket) {
 
 void RecordingBackend::copy_wait_host(int64_t ticket) {
   if (inner_ != nullptr) inner_->copy_wait_host(ticket);
+}
+
+std::unique_ptr<Backend> RecordingBackend::make_host_backend() const {
+  if (inner_ != nullptr) return inner_->make_host_backend();
+  return std::make_unique<RecordingBackend>(trainable_dtype_);
 }
 
 int64_t RecordingBackend::moment() {

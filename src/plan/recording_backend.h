@@ -33,7 +33,8 @@ class RecordingBackend : public Backend {
  public:
   explicit RecordingBackend(Backend& inner);  // which lives longer
   // Plans: T = dtype, adapters and gradients float32 and losses float64, or T where wider.
-  explicit RecordingBackend(DType dtype);
+  // row_multiple: of the backend that is planned for.
+  explicit RecordingBackend(DType dtype, int64_t row_multiple = 1);
 
   // Counts calls from now on, or no longer; at first it does not.
   void record(bool on) { recording_ = on; }
@@ -47,7 +48,7 @@ class RecordingBackend : public Backend {
   void clear();  // forgets the records
   int64_t allocated_bytes() const { return allocated_bytes_; }
 
-  int64_t row_multiple() const override { return inner_ ? inner_->row_multiple() : 1; }
+  int64_t row_multiple() const override { return inner_ ? inner_->row_multiple() : row_multiple_; }
   std::string name() const override;
   DType dtype() const override { return dtype_; }
   DType trainable_dtype() const override { return trainable_dtype_; }
@@ -63,6 +64,7 @@ class RecordingBackend : public Backend {
   int64_t copy_out_begin(void* host, const void* device, int64_t bytes) override;
   void copy_wait(int64_t ticket) override;
   void copy_wait_host(int64_t ticket) override;
+  std::unique_ptr<Backend> make_host_backend() const override;
   int64_t moment() override;
   double seconds(int64_t from, int64_t to) override;
   bool is_asynchronous() const override;
@@ -130,8 +132,9 @@ class RecordingBackend : public Backend {
 
   Backend* inner_ = nullptr;  // none: plans
   DType dtype_, trainable_dtype_, loss_dtype_;
+  int64_t row_multiple_ = 1;
   bool recording_ = false, timing_ = false;
-  int64_t allocated_bytes_ = 0;
+  int64_t allocated_bytes_ = 0, host_bytes_ = 0;
 
   std::vector<OpRecord> records_;
   std::map<std::pair<std::string, std::string>, size_t> record_by_name_;

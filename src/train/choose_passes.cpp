@@ -13,7 +13,7 @@ int64_t passes_of_step(const Job& job) {
       passes_of_rank(rows, 0, job.ranks, job.config.train.micro_batch_size).size());
 }
 
-int64_t choose_passes(const Job& job, Backend& backend, Collectives& collectives,
+int64_t choose_passes(const Job& job, Backend& backend, const Groups& groups,
                       const std::vector<Recompute>& policy,
                       const std::function<bool(const Arena&)>& fits) {
   const Config::Parallel& parallel = job.config.parallel;
@@ -21,7 +21,7 @@ int64_t choose_passes(const Job& job, Backend& backend, Collectives& collectives
   int64_t low = 1, high = passes_of_step(job);
   while (low < high) {
     const int64_t n = (low + high + 1) / 2;
-    if (fits(Trainer(job, backend, collectives, policy, n).arena()))
+    if (fits(Trainer(job, backend, groups, policy, n).arena()))
       low = n;
     else
       high = n - 1;

@@ -17,7 +17,7 @@ int64_t passes_of_step(const Job& job);
 // As many as fit, up to a step's; 1 where every rank has all weights on its device all the time.
 // policy: of the layers' activations. fits: whether there is that much memory. Ranks must agree on
 // the least of their answers.
-int64_t choose_passes(const Job& job, Backend& backend, Collectives& collectives,
+int64_t choose_passes(const Job& job, Backend& backend, const Groups& groups,
                       const std::vector<Recompute>& policy,
                       const std::function<bool(const Arena&)>& fits);
 

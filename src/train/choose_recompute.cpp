@@ -15,17 +15,18 @@ std::string more_gpu_memory(const Job& job) {
   if (c.run.gpu_memory_gb > 0.0) text += ", raise run.gpu_memory_gb";
   if (!c.parallel.offload_params && !job.is_full())
     text += ", set parallel.offload_params = true to keep the base in host memory";
+  if (c.parallel.shard_group == "node") text += ", set parallel.shard_group = \"world\"";
   if (c.parallel.strategy != "zero3") text += ", set parallel.strategy = \"zero3\" on several GPUs";
   return text + ", or take a GPU with more memory";
 }
 
 }  // namespace
 
-std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collectives& collectives,
+std::vector<Recompute> wanted_recompute(const Job& job, Backend& backend, const Groups& groups,
                                         int64_t budget) {
   const int64_t L = job.architecture.n_layers;
   const auto bytes_of = [&](const std::vector<Recompute>& policy) {
-    return Trainer(job, backend, collectives, policy).arena().bytes();
+    return Trainer(job, backend, groups, policy).arena().bytes();
   };
   // k of the L layers compute again with `some`, the others with `rest`.
   const auto mixed = [&](Recompute some, Recompute rest, int64_t k) {
@@ -57,7 +58,14 @@ std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, Collec
     policy = fewest(Recompute::mlp, Recompute::keep);
     if (bytes_of(policy) > budget) policy = fewest(Recompute::block, Recompute::mlp);
   }
-  const Trainer chosen(job, backend, collectives, policy);
+  return policy;
+}
+
+std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, const Groups& groups,
+                                        int64_t budget) {
+  const std::vector<Recompute> policy = wanted_recompute(job, backend, groups, budget);
+  const std::string& wish = job.config.train.recompute;
+  const Trainer chosen(job, backend, groups, policy);
   const int64_t needed = chosen.arena().bytes();
   if (needed > budget) {
     const std::string found =

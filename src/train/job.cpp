@@ -64,10 +64,24 @@ void check_no_lora_keys(const Config& config) {
 }
 
 void check_trained_stays(const Config& config) {
-  if (!config.parallel.offload_params) return;
-  fail(ExitCode::usage, "parallel.offload_params",
-       "found beside train.method = \"full\", where no weight is frozen",
-       "set parallel.offload_optimizer = true instead, or train.method = \"lora\"");
+  constexpr const char* kFound = "found beside train.method = \"full\", where no weight is frozen";
+  if (config.parallel.offload_params) {
+    fail(ExitCode::usage, "parallel.offload_params", kFound,
+         "set parallel.offload_optimizer = true instead, or train.method = \"lora\"");
+  }
+  if (config.parallel.strategy == "zero3" && config.parallel.shard_group == "node") {
+    fail(ExitCode::usage, "parallel.shard_group", kFound,
+         "set \"world\": what is trained is sharded over all ranks; or train.method = \"lora\"");
+  }
+}
+
+void warn_of_group(Job& job) {
+  const Config::Parallel& p = job.config.parallel;
+  if (p.shard_group == "world" || p.strategy == "zero3") return;
+  job.warnings.push_back(
+      fmt::format("parallel.shard_group = \"{}\" changes nothing: with parallel.strategy = \"{}\" "
+                  "every rank holds the base whole",
+                  p.shard_group, p.strategy));
 }
 
 std::vector<float> read_adapter(const std::string& dir, const TrainableLayout& layout) {
@@ -197,7 +211,8 @@ ModelState::Options Job::model_options() const {
                             : name == "zero2" ? Strategy::zero2
                             : name == "zero3" ? Strategy::zero3
                                               : Strategy::ddp;
-  return {is_full() ? Method::full : Method::lora, lora, strategy, config.parallel.offload_params};
+  return {is_full() ? Method::full : Method::lora, lora, strategy,
+          config.parallel.offload_optimizer, config.parallel.offload_params};
 }
 
 int64_t Job::pass_capacity() const {
@@ -242,6 +257,7 @@ Job read_job(const Config& config, int ranks) {
     job.warnings.push_back("eval.every is set but data.eval is not: nothing is evaluated");
   }
   count_steps(job);
+  warn_of_group(job);
   if (job.pass_capacity() > kMostRows) {
     fail(ExitCode::usage, "train.micro_batch_size",
          fmt::format("{} rows of up to data.seq_len tokens are a pass of {} tokens, at most {} "

@@ -36,12 +36,23 @@ void Optimizer::measure(const Tensor& loss) {
 
 void Optimizer::step(const Tensor& loss, double lr) {
   measure(loss);
-  AdamW adamw{lr, options_.betas[0], options_.betas[1], options_.eps, 0.0};
-  for (const Trainables::Part& part : trainables_.parts()) {
-    adamw.weight_decay = part.decays ? options_.weight_decay : 0.0;
-    backend_.adamw_update(part.p, part.m, part.v, part.g, state_, adamw);
-  }
-  trainables_.parameters_changed();
+  if (trainables_.is_offloaded()) update_ticket_ = state_begin();
+  trainables_.update([this, lr](const Trainables::Part& part) { update(part, lr); });
+}
+
+void Optimizer::update(const Trainables::Part& part, double lr) {
+  const AdamW adamw{lr, options_.betas[0], options_.betas[1], options_.eps,
+                    part.decays ? options_.weight_decay : 0.0};
+  trainables_.update_backend().adamw_update(part.p, part.m, part.v, part.g, state_of_update(),
+                                            adamw);
+}
+
+// In the memory of what updates.
+Tensor Optimizer::state_of_update() {
+  if (!trainables_.is_offloaded()) return state_;
+  if (update_ticket_) update_state_ = state_end(*update_ticket_);
+  update_ticket_.reset();
+  return make_tensor(update_state_.data(), DType::f64, 1, kStepStates);
 }
 
 std::array<double, kStepStates> Optimizer::state_end(int64_t ticket) const {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 
 #include "config/config.h"
 #include "parallel/trainables.h"
@@ -17,7 +18,8 @@ class Optimizer {
   void bind(const Arena& arena);  // after the arena is placed
 
   // Norm of the gradients, clipping, and one update of the parameters; nothing but the norm where
-  // it or loss [1, 1] is not finite. Collective.
+  // it or loss [1, 1] is not finite. Where the optimizer is offloaded the update is done as the next
+  // pass asks for units (Trainables), and the host waits for the norm then. Collective.
   void step(const Tensor& loss, double lr);
   // The norm alone.
   void measure(const Tensor& loss);
@@ -29,6 +31,8 @@ class Optimizer {
   std::array<double, kStepStates> state_end(int64_t ticket) const;  // indexed by StepState
 
  private:
+  void update(const Trainables::Part& part, double lr);
+  Tensor state_of_update();
   static constexpr int64_t kStateBytes = kStepStates * sizeof(double);
 
   Config::Train options_;
@@ -36,8 +40,10 @@ class Optimizer {
   Trainables& trainables_;
   Backend& backend_;
   Arena::Id block_sums_id_, state_id_;
-  Tensor block_sums_;  // [1, n / kFlatBlock] loss dtype
-  Tensor state_;       // [1, kStepStates] float64, indexed by StepState
+  Tensor block_sums_;                     // [1, n / kFlatBlock] loss dtype
+  Tensor state_;                          // [1, kStepStates] float64, indexed by StepState
+  std::optional<int64_t> update_ticket_;  // of the state of an offloaded update, not read yet
+  std::array<double, kStepStates> update_state_ = {};
 };
 
 }  // namespace utrain

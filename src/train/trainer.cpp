@@ -8,13 +8,14 @@
 
 namespace utrain {
 
-Trainer::Trainer(const Job& job, Backend& backend, Collectives& collectives,
+Trainer::Trainer(const Job& job, Backend& backend, const Groups& groups,
                  std::vector<Recompute> policy, int64_t passes_together)
     : job_(job),
       backend_(backend),
-      collectives_(collectives),
+      groups_(groups),
+      collectives_(groups.world),
       passes_together_(static_cast<size_t>(passes_together)),
-      state_(job.architecture, job.model_options(), backend, collectives, arena_),
+      state_(job.architecture, job.model_options(), backend, groups, arena_),
       activations_(job.architecture, state_.adapters(), backend, job.pass_capacity(),
                    std::move(policy), arena_, passes_together),
       model_(job.architecture, state_.parts(), activations_, backend, arena_,
@@ -23,20 +24,24 @@ Trainer::Trainer(const Job& job, Backend& backend, Collectives& collectives,
       device_pass_(backend, arena_, job.pass_capacity(), passes_together),
       loss_id_(arena_.declare("loss", backend.loss_dtype(), 1, 1, MemoryClass::workspace)) {}
 
-void Trainer::load() {
+void Trainer::place() {
   plan_.emplace(job_.plan());
   if (arena_.host_bytes() > 0) host_memory_ = backend_.allocate_host(arena_.host_bytes());
   arena_.place(backend_.allocate(arena_.bytes()), host_memory_.get());
-  const auto seed = static_cast<uint64_t>(job_.config.train.seed);
-  const auto source = job_.config.model.init == "random"
-                          ? random_weights(job_.architecture, seed)
-                          : open_pretrained(job_.config.model.path, job_.architecture);
   state_.bind(arena_);
   activations_.bind(arena_);
   model_.bind(arena_);
   optimizer_.bind(arena_);
   device_pass_.bind(arena_);
   loss_ = arena_[loss_id_];
+}
+
+void Trainer::load() {
+  place();
+  const auto seed = static_cast<uint64_t>(job_.config.train.seed);
+  const auto source = job_.config.model.init == "random"
+                          ? random_weights(job_.architecture, seed)
+                          : open_pretrained(job_.config.model.path, job_.architecture);
   state_.load(*source);
   if (job_.is_full()) return;
   std::vector<float> flat = job_.adapter;
@@ -53,6 +58,7 @@ void Trainer::loaded() {
 
 std::vector<StepStats> Trainer::train_step(int64_t step) {
   const Config::Train& options = job_.config.train;
+  if (!exposed_outside_) exposed_outside_ = groups_.exposed_seconds();
   StepUnderWay now;
   now.start = backend_.moment();
 
@@ -89,6 +95,8 @@ std::vector<StepStats> Trainer::train_step(int64_t step) {
 }
 
 std::vector<StepStats> Trainer::finish_steps() {
+  state_.trainables().finish_update();
+  if (!under_way_.empty()) under_way_.back().end = backend_.moment();
   return collect(0);
 }
 
@@ -151,6 +159,7 @@ double Trainer::flops_of(const BatchPlan::Step& batch) const {
 
 EvalStats Trainer::evaluate(const std::function<void()>& tick) {
   const int64_t start = backend_.moment();
+  const double exposed = groups_.exposed_seconds();
   const Rows& rows = job_.eval_rows;
   std::vector<int64_t> all(static_cast<size_t>(rows.n_rows()));
   for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int64_t>(i);
@@ -169,6 +178,7 @@ EvalStats Trainer::evaluate(const std::function<void()>& tick) {
   stats.target_tokens = rows.n_targets;
   stats.loss = loss_on_host() / static_cast<double>(stats.target_tokens);
   add_seconds(Phase::evaluation, backend_.seconds(start, backend_.moment()));
+  if (exposed_outside_) *exposed_outside_ += groups_.exposed_seconds() - exposed;
   return stats;
 }
 
@@ -215,6 +225,10 @@ void Trainer::visit_logits(const LogitsVisitor& visit) {
       visit(document.document, document.length, logits);
     }
   }
+}
+
+double Trainer::exposed_seconds() const {
+  return exposed_outside_ ? groups_.exposed_seconds() - *exposed_outside_ : 0.0;
 }
 
 double Trainer::loss_on_host() const {

@@ -1,6 +1,6 @@
 // Training of one job on one rank: memory, the step, evaluation. The step is one page: train_step
-// in trainer.cpp. Every public call from load() on is collective: all ranks make the same calls in
-// the same order.
+// in trainer.cpp. Every public call from loaded() on is collective: all ranks make the same calls
+// in the same order.
 #pragma once
 
 #include <array>
@@ -44,13 +44,14 @@ inline constexpr std::array<const char*, 4> kPhaseNames = {"forward_backward", "
 class Trainer {
  public:
   // Declares all memory. policy: see choose_recompute; passes_together: see choose_passes.
-  Trainer(const Job& job, Backend& backend, Collectives& collectives, std::vector<Recompute> policy,
+  Trainer(const Job& job, Backend& backend, const Groups& groups, std::vector<Recompute> policy,
           int64_t passes_together = 1);
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
   const Arena& arena() const { return arena_; }
-  void load();    // takes the memory, reads the base, initialises the adapters; not collective
+  void place();   // takes the memory: all that a plan needs; not collective
+  void load();    // place(), reads the base, initialises the adapters; not collective
   void loaded();  // after load() on every rank
 
   // Steps from 1, each once and in order. Returns what has become known since the last call: on a
@@ -76,6 +77,8 @@ class Trainer {
     return state_.trainables().parameters_on_host(unit);
   }
   std::vector<float> gradients_on_host() { return state_.gradients_on_host(); }
+  // Of the steps so far: what Collectives::exposed_seconds counted in them. Waits for them.
+  double exposed_seconds() const;
   double phase_seconds(Phase phase) const { return phase_seconds_[static_cast<size_t>(phase)]; }
 
  private:
@@ -96,9 +99,10 @@ class Trainer {
 
   const Job& job_;
   Backend& backend_;
-  Collectives& collectives_;
+  Groups groups_;
+  Collectives& collectives_;  // of all ranks
   size_t passes_together_;
-  std::optional<BatchPlan> plan_;  // from load() on: it reads all the data
+  std::optional<BatchPlan> plan_;  // from place() on: it reads all the data
   Arena arena_;
   std::shared_ptr<void> host_memory_;  // the arena's
   ModelState state_;
@@ -110,6 +114,7 @@ class Trainer {
   Tensor loss_;  // [1, 1] sum of the cross entropy of this rank's passes
   std::deque<StepUnderWay> under_way_;
   std::array<double, kPhaseNames.size()> phase_seconds_ = {};
+  std::optional<double> exposed_outside_;  // seconds before the first step and in evaluations
 };
 
 }  // namespace utrain

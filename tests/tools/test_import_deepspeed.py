@@ -106,8 +106,7 @@ class ImportDeepSpeed(unittest.TestCase):
         self.assertIn("# For 8 ranks: mpirun -np 8 --oversubscribe --bind-to none ./utrain input.toml\n", out)
         self.assertRegex(out, r'strategy = "zero3" +# deepspeed_config.zero_stage = 3\n')
         self.assertRegex(err, "(?m)^  rdzv_backend = static: mpirun or srun starts the ranks$")
-        self.assertRegex(err, r"(?m)^  parallel.offload_optimizer = true, from \S+offload_optimizer_device = cpu: set false$")
-        self.assertNotIn("offload_params", err)
+        self.assertNotIn("offload_", err)
         self.assertNotIn("debug", err)
         self.assertIn("#   debug = false\n", out)
 

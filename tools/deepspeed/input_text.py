@@ -15,8 +15,6 @@ SECTIONS = {
 
 # (key, value): what this version of utrain takes instead. Written all the same, for the version that has them.
 NOT_BUILT = {
-    ("parallel.offload_optimizer", True): "false",
-    ("parallel.shard_group", "node"): '"world"',
     ("log.tensorboard", True): "false",
 }
 

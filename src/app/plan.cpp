@@ -1,0 +1,203 @@
+#include "app/plan.h"
+
+#include <algorithm>
+
+#include "app/peak_flops.h"
+#include "app/progress.h"
+#include "comm/nccl_collectives.h"
+#include "core/process.h"
+#include "plan/recording_backend.h"
+#include "train/choose_passes.h"
+#include "train/choose_recompute.h"
+#include "train/trainer.h"
+
+namespace utrain {
+
+namespace {
+
+constexpr double kAssumedGpuMemory = 80.0;  // GB: A100 and H100
+constexpr double kShareOfMemory = 0.9;      // as a run takes of what is free
+constexpr double kCpuFlops = 1e11;          // a second: only to compare strategies with
+constexpr double kWorthIt = 0.98;           // a gain below this is none, and so is one below
+constexpr double kWorthSeconds = 1e-3;      // what the greater number of calls costs
+
+// The job under another strategy, for as long as this lives.
+class OtherStrategy {
+ public:
+  OtherStrategy(Job& job, const std::string& strategy)
+      : strategy_(job.config.parallel.strategy), before_(strategy_) {
+    strategy_ = strategy;
+  }
+  ~OtherStrategy() { strategy_ = before_; }
+  OtherStrategy(const OtherStrategy&) = delete;
+  OtherStrategy& operator=(const OtherStrategy&) = delete;
+
+ private:
+  std::string& strategy_;
+  std::string before_;
+};
+
+DType dtype_of(const Config& config, bool gpu) {
+  if (!gpu || config.model.dtype == "float32") return DType::f32;  // the CPU emulates the others
+  return config.model.dtype == "float16" ? DType::f16 : DType::bf16;
+}
+
+void set_machine(Plan& plan) {
+  const Config& c = plan.config;
+  plan.gpu = c.run.backend != "cpu";
+  plan.machine.dtype = dtype_of(c, plan.gpu);
+  if (!plan.gpu) {
+    const double bytes = kShareOfMemory * static_cast<double>(available_memory());
+    plan.machine.budget = static_cast<int64_t>(bytes) / plan.ranks;
+    return;
+  }
+  plan.machine.row_multiple = kCudaRowMultiple;
+  plan.flops_per_second = kShareOfPeak * peak_flops("H100", plan.machine.dtype);
+  plan.reserve_bytes = kCudaReserveBytes;
+  plan.context_bytes = kCudaContextBytes;
+  if (plan.ranks > 1 && c.parallel.collectives != "mpi")
+    plan.reserve_bytes += NcclOptions{}.scratch_bytes;
+  plan.gpu_memory_is_assumed = c.run.gpu_memory_gb == 0.0;
+  plan.gpu_memory_gb = plan.gpu_memory_is_assumed ? kAssumedGpuMemory : c.run.gpu_memory_gb;
+  // A cap does not count the context, neither here nor in a run.
+  const int64_t held = plan.reserve_bytes + (plan.gpu_memory_is_assumed ? plan.context_bytes : 0);
+  const double bytes = plan.gpu_memory_gb * 1e9 - static_cast<double>(held);
+  if (bytes <= 0.0) {
+    fail(ExitCode::usage, "run.gpu_memory_gb",
+         fmt::format("{} GB, of which libraries hold {}", plan.gpu_memory_gb,
+                     text_of_bytes(plan.reserve_bytes)),
+         "raise it, or set 0 to plan for what GPUs usually have");
+  }
+  plan.machine.budget =
+      static_cast<int64_t>(plan.gpu_memory_is_assumed ? kShareOfMemory * bytes : bytes);
+}
+
+// If nothing is hidden: how much is, the links and the ranks on a node decide.
+double step_seconds(const Plan& plan, const StrategyPlan& s) {
+  const double flops_per_second = plan.flops_per_second > 0.0 ? plan.flops_per_second : kCpuFlops;
+  return s.flops / flops_per_second +
+         static_cast<double>(s.sent.sum()) / kLinks[kNetwork].bytes_per_second;
+}
+
+// The least sharding that fits, unless more of it saves time (less is computed again, or sent);
+// zero3, which sends most, only where nothing else fits.
+int strategy_to_take(const Plan& plan) {
+  int best = -1;
+  for (size_t i = 0; i < plan.strategies.size(); ++i) {
+    const StrategyPlan& s = plan.strategies[i];
+    if (!s.fits || (best >= 0 && s.strategy == "zero3")) continue;
+    const auto than_best = [&] {
+      const double now = step_seconds(plan, plan.strategies[static_cast<size_t>(best)]);
+      const double then = step_seconds(plan, s);
+      return then < kWorthIt * now && then < now - kWorthSeconds;
+    };
+    if (best < 0 || than_best()) best = static_cast<int>(i);
+  }
+  return best;
+}
+
+std::string sending(const Plan& plan, const StrategyPlan& s) {
+  const Link& link = kLinks[kNetwork];
+  const double seconds = static_cast<double>(s.sent.sum()) / link.bytes_per_second;
+  std::string text = fmt::format("sends {} a step", text_of_bytes(s.sent.sum()));
+  if (plan.flops_per_second > 0.0) {
+    text += fmt::format(", {} at {:.0f} GB/s beside {} of computing", text_of_duration(seconds),
+                        link.bytes_per_second * 1e-9,
+                        text_of_duration(s.flops / plan.flops_per_second));
+  }
+  return text;
+}
+
+std::string reason(const Plan& plan) {
+  const auto at = [&](size_t i) -> const StrategyPlan& { return plan.strategies[i]; };
+  if (plan.taken < 0) {
+    const StrategyPlan& least = *std::min_element(
+        plan.strategies.begin(), plan.strategies.end(),
+        [](const auto& a, const auto& b) { return a.total_bytes < b.total_bytes; });
+    return fmt::format(
+        "none fits: {} needs the least, {} a rank of {}; lower train.micro_batch_size or "
+        "data.seq_len, set train.recompute = \"auto\", or plan for more ranks",
+        least.strategy, text_of_bytes(least.total_bytes), text_of_bytes(plan.machine.budget));
+  }
+  const auto taken = static_cast<size_t>(plan.taken);
+  const StrategyPlan& best = at(taken);
+  const std::string fits = fmt::format("{} of {} a rank", text_of_bytes(best.total_bytes),
+                                       text_of_bytes(plan.machine.budget));
+  if (plan.ranks == 1) return fmt::format("take ddp: one rank has nobody to share with; {}", fits);
+  const std::string head = fmt::format("take {}: ", best.strategy);
+  if (best.strategy == "ddp") {
+    const int64_t saved = best.total_bytes - at(2).total_bytes;
+    std::string text = fmt::format("{}it fits, {}, and {}", head, fits, sending(plan, best));
+    if (saved > 0)
+      text +=
+          fmt::format("; zero2 would save {} ({:.1f} %)", text_of_bytes(saved),
+                      100.0 * static_cast<double>(saved) / static_cast<double>(best.total_bytes));
+    return text + fmt::format("; zero3 would send {}", text_of_bytes(at(3).sent.sum()));
+  }
+  if (best.strategy == "zero3") {
+    return fmt::format("{}nothing else fits (zero2 needs {}), it takes {}; it {}", head,
+                       text_of_bytes(at(2).total_bytes), fits, sending(plan, best));
+  }
+  const StrategyPlan& less = at(taken - 1);
+  if (!less.fits) {
+    return fmt::format("{}the least sharding that fits, {} ({} needs {}); it {}", head, fits,
+                       less.strategy, text_of_bytes(less.total_bytes), sending(plan, best));
+  }
+  const std::string gain =
+      best.flops < kWorthIt * less.flops
+          ? fmt::format("computes {:.3g} TFLOP a step where {} computes {:.3g}", best.flops * 1e-12,
+                        less.strategy, less.flops * 1e-12)
+          : fmt::format("sends less than {}, which sends {}", less.strategy,
+                        text_of_bytes(less.sent.sum()));
+  return fmt::format("{}it {}, and takes {} ({} there); it {}", head, gain, fits,
+                     text_of_bytes(less.total_bytes), sending(plan, best));
+}
+
+}  // namespace
+
+StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMachine& machine) {
+  const OtherStrategy other(job, strategy);
+  RecordingBackend backend(machine.dtype, machine.row_multiple);
+  SilentCollectives last(job.ranks - 1, job.ranks), first(0, job.ranks);
+  StrategyPlan plan;
+  plan.strategy = strategy;
+  plan.policy = wanted_recompute(job, backend, last, machine.budget);
+  plan.passes_together = choose_passes(job, backend, last, plan.policy, [&](const Arena& arena) {
+    return arena.bytes() <= machine.budget;
+  });
+  const Trainer largest(job, backend, last, plan.policy, plan.passes_together);
+  for (const MemoryClass m : kMemoryClasses)
+    plan.bytes[static_cast<size_t>(m)] = largest.arena().bytes(m);
+  plan.total_bytes = largest.arena().bytes();
+  plan.fits = plan.total_bytes <= machine.budget;
+  Trainer busiest(job, backend, first, plan.policy, plan.passes_together);
+  busiest.place();
+  busiest.train_step(1);  // which gathers what later steps find there
+  const BytesSent before = first.sent();
+  backend.record(true);
+  busiest.train_step(1);
+  for (const OpRecord& record : backend.records()) {
+    plan.flops += record.cost.flops;
+    if (record.op == "copy_in") plan.copied_in = static_cast<int64_t>(record.cost.bytes);
+    if (record.op == "copy_out") plan.copied_out = static_cast<int64_t>(record.cost.bytes);
+  }
+  plan.sent = first.sent() - before;
+  return plan;
+}
+
+Plan make_plan(const std::string& input, const Config& config, int ranks) {
+  Plan plan;
+  plan.input = input;
+  plan.config = config;
+  plan.ranks = ranks;
+  set_machine(plan);
+  Job job = read_job(config, ranks);
+  plan.warnings = job.warnings;
+  for (const char* strategy : kStrategies)
+    plan.strategies.push_back(plan_strategy(job, strategy, plan.machine));
+  plan.taken = strategy_to_take(plan);
+  plan.why = reason(plan);
+  return plan;
+}
+
+}  // namespace utrain

@@ -1,0 +1,32 @@
+#include "comm/rank_group.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "comm/communicator.h"
+
+namespace utrain {
+namespace {
+
+constexpr int64_t kMaxMessageBytes = int64_t{1} << 30;  // MPI counts are int
+
+}  // namespace
+
+RankGroup::RankGroup(std::shared_ptr<const Communicator> communicator)
+    : communicator_(std::move(communicator)) {
+  MPI_CHECK(MPI_Comm_rank(comm_of(*this), &rank_));
+  MPI_CHECK(MPI_Comm_size(comm_of(*this), &size_));
+}
+
+std::string RankGroup::broadcast(std::string text, int root) const {
+  int64_t n = std::ssize(text);
+  MPI_CHECK(MPI_Bcast(&n, 1, MPI_INT64_T, root, comm_of(*this)));
+  text.resize(static_cast<size_t>(n));
+  for (int64_t begin = 0; begin < n; begin += kMaxMessageBytes) {
+    const auto bytes = static_cast<int>(std::min(n - begin, kMaxMessageBytes));
+    MPI_CHECK(MPI_Bcast(text.data() + begin, bytes, MPI_BYTE, root, comm_of(*this)));
+  }
+  return text;
+}
+
+}  // namespace utrain
