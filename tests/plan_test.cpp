@@ -57,7 +57,7 @@ TEST(Plan, MemoryIsThatOfARealTrainer) {
         for (int rank = 0; rank < ranks; ++rank) {
           SilentCollectives collectives(rank, ranks);
           const auto policy = choose_recompute(real, *backend, collectives, kPlenty);
-          const Trainer trainer(real, *backend, collectives, policy);
+          const Trainer trainer(real, *backend, collectives, policy, plan.passes_together);
           if (rank < ranks - 1) {
             EXPECT_LE(trainer.arena().bytes(), plan.total_bytes);
             continue;
@@ -93,7 +93,8 @@ double share(double bytes, int ranks) {
 TEST(Plan, BytesAreWhatTheStrategiesSend) {
   constexpr double kScalar = 8.0, kRounding = 64.0;  // bytes
   for (int ranks = 1; ranks <= 4; ++ranks) {
-    // 4 passes of one row: gradients of zero2 and zero3 travel in each.
+    // 4 passes of one row: gradients of zero2 travel in each, those of zero3 once for all passes
+    // that go together.
     Job job = job_of(ranks, "micro_batch_size = 1\ngradient_accumulation_steps = 4");
     const Architecture& a = job.architecture;
     const double n = static_cast<double>(Adapters(a, job.lora).layout().n_elem());
@@ -101,14 +102,16 @@ TEST(Plan, BytesAreWhatTheStrategiesSend) {
     const double layer = static_cast<double>(layer_image(a, 0, DType::f32).bytes);
     // Both of a unit's neighbours stay where a pass turns round: forward and backward gather L - 2
     // layers each, the base's; the adapters changed, so the first forward gathers all of theirs.
-    const double base = passes * 2.0 * (L - 2.0) * layer;
-    const double adapters = 4.0 * n / L * (passes * 2.0 * (L - 2.0) + 2.0);
+    const auto gathered = [&](double times) {
+      return times * 2.0 * (L - 2.0) * layer + 4.0 * n / L * (times * 2.0 * (L - 2.0) + 2.0);
+    };
     const double norms = 2.0 * share(8.0 * n / 1024.0, ranks);
     const double loss = 2.0 * share(kScalar, ranks);
+    PlanMachine machine = kCpu;
     const auto expect = [&](const char* strategy, double all_reduce, double scatter,
                             double gather) {
       SCOPED_TRACE(fmt::format("{} on {} ranks", strategy, ranks));
-      const BytesSent sent = plan_strategy(job, strategy, kCpu).sent;
+      const BytesSent sent = plan_strategy(job, strategy, machine).sent;
       EXPECT_NEAR(static_cast<double>(sent.all_reduce), all_reduce, kRounding);
       EXPECT_NEAR(static_cast<double>(sent.reduce_scatter), scatter, kRounding);
       EXPECT_NEAR(static_cast<double>(sent.all_gather), gather, kRounding);
@@ -118,7 +121,20 @@ TEST(Plan, BytesAreWhatTheStrategiesSend) {
     expect("ddp", 2.0 * share(4.0 * n, ranks) + loss, 0.0, 0.0);
     expect("zero1", norms + loss, share(4.0 * n, ranks), share(4.0 * n, ranks));
     expect("zero2", norms + loss, passes * share(4.0 * n, ranks), share(4.0 * n, ranks));
-    expect("zero3", norms + loss, passes * share(4.0 * n, ranks), share(base + adapters, ranks));
+    expect("zero3", norms + loss, share(4.0 * n, ranks), share(gathered(1.0), ranks));
+    const auto bytes_of_zero3 = [&](int64_t together) {
+      const Job zero3 = job_of(ranks, "micro_batch_size = 1\ngradient_accumulation_steps = 4",
+                               {{"parallel.strategy", "zero3"}});
+      RecordingBackend backend(DType::f32);
+      SilentCollectives last(ranks - 1, ranks);
+      const std::vector<Recompute> keep(static_cast<size_t>(a.n_layers), Recompute::keep);
+      return Trainer(zero3, backend, last, keep, together).arena().bytes();
+    };
+    for (const int64_t together : {1, 2}) {
+      machine.budget = bytes_of_zero3(together);
+      const double times = passes / static_cast<double>(together);
+      expect("zero3", norms + loss, times * share(4.0 * n, ranks), share(gathered(times), ranks));
+    }
   }
 }
 

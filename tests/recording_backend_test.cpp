@@ -51,8 +51,8 @@ class TinyStep {
     state_.trainables().begin_pass(true, true);
     backend_.zero(loss);
     const TokenBatch batch = device_pass_.upload(pass_);
-    model_.forward(batch);
-    model_.loss_and_backward(loss, batch, {1.0 / static_cast<double>(pass_.n_targets())});
+    model_.forward({&batch, 1});
+    model_.loss_and_backward(loss, {&batch, 1}, {1.0 / static_cast<double>(pass_.n_targets())});
     optimizer_.step(loss, 1e-2);
   }
 

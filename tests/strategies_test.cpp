@@ -185,6 +185,22 @@ TEST_F(Strategies, HaveEqualBitsWhereEveryWeightIsTrained) {
   expect_same_bits("llama_full", {2, 4}, {"ddp", "zero3"});
 }
 
+// zero3 takes all passes of a step through a layer while it has the layer: its gradient is summed
+// over the passes first, then over ranks, as ddp's is.
+TEST_F(Strategies, Zero3HasTheBitsOfDdpOverSeveralPasses) {
+  for (const auto& [name, ranks] : {std::pair{"llama", 2}, {"llama", 3}, {"llama_full", 3}}) {
+    SCOPED_TRACE(fmt::format("{} on {} ranks", name, ranks));
+    const auto with = [&, name = name, ranks = ranks](const char* strategy) {
+      return run(name, ranks,
+                 {"--train.micro_batch_size=1", fmt::format("--parallel.strategy={}", strategy)});
+    };
+    const Result wanted = with("ddp"), found = with("zero3");
+    ASSERT_EQ(found.lines.size(), 10u);
+    EXPECT_EQ(found.text(), wanted.text());
+    EXPECT_TRUE(found.tensors == wanted.tensors);
+  }
+}
+
 TEST_F(Strategies, AgreeOverSeveralPasses) {
   for (const char* name : {"llama", "llama_full"}) {
     Result wanted;

@@ -135,15 +135,15 @@ class TinyModel {
 
   T loss() {
     backend_->zero(arena_[loss_id_]);
-    model_.forward(batch_);
-    model_.loss(arena_[loss_id_], batch_);
+    model_.forward({&batch_, 1});
+    model_.loss(arena_[loss_id_], {&batch_, 1});
     return loss_value();
   }
   T loss_and_gradients(double dloss) {
     backend_->zero(arena_[loss_id_]);
     state_.trainables().begin_pass(true, true);
-    model_.forward(batch_);
-    model_.loss_and_backward(arena_[loss_id_], batch_, {dloss});
+    model_.forward({&batch_, 1});
+    model_.loss_and_backward(arena_[loss_id_], {&batch_, 1}, {dloss});
     return loss_value();
   }
   void eval_mode() { model_.eval_mode(); }

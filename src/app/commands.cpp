@@ -21,6 +21,7 @@
 #include "config/print.h"
 #include "core/process.h"
 #include "io/file.h"
+#include "train/choose_passes.h"
 #include "train/choose_recompute.h"
 
 namespace utrain {
@@ -40,6 +41,7 @@ struct Prepared {
   std::unique_ptr<Job> job;  // the trainer refers to it
   Machine machine;
   std::vector<Recompute> policy;
+  int64_t passes_together = 1;
   std::unique_ptr<Trainer> trainer;
   RunFacts facts;
 };
@@ -84,13 +86,21 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   const Groups groups = p.machine.groups();
   world.together([&] {
     p.policy = choose_recompute(*p.job, backend, groups, p.machine.memory_budget);
+    p.passes_together = choose_passes(*p.job, backend, groups, p.policy, [&](const Arena& arena) {
+      return arena.bytes() <= p.machine.memory_budget && host_memory_holds(arena, p.machine);
+    });
+  });
+  const std::vector<double> passes = world.gather(static_cast<double>(p.passes_together));
+  p.passes_together = static_cast<int64_t>(*std::min_element(passes.begin(), passes.end()));
+  world.together([&] {
     if (world.rank() == 0) warn_of_strategy(p, world.n_nodes());
-    p.trainer = std::make_unique<Trainer>(*p.job, backend, groups, p.policy);
+    p.trainer = std::make_unique<Trainer>(*p.job, backend, groups, p.policy, p.passes_together);
     check_host_memory(p.trainer->arena(), p.machine);
   });
   p.facts = {p.machine.description,   backend.dtype(),    world.size(),
              world.n_nodes(),         world.hosts(),      p.machine.gpus,
-             p.machine.distinct_gpus, p.machine.warnings, p.machine.reserve_bytes()};
+             p.machine.distinct_gpus, p.machine.warnings, p.machine.reserve_bytes(),
+             p.passes_together};
   if (world.rank() == 0) {
     fmt::print("{}", start_table(*p.job, p.facts, p.trainer->arena(), p.policy,
                                  p.trainer->model_state().layout()));

@@ -175,6 +175,11 @@ std::vector<std::string> gpu_warnings(const World& world) {
   return warnings;
 }
 
+// On the CPU the arena's other memory is host memory too.
+int64_t host_memory_wanted(const Arena& arena, const Machine& machine) {
+  return arena.host_bytes() + (machine.gpus.empty() ? arena.bytes() : 0);
+}
+
 }  // namespace
 
 DType dtype_on_gpu(const std::string& dtype, int compute_capability) {
@@ -190,13 +195,17 @@ int64_t Machine::reserve_bytes() const {
   return bytes;
 }
 
+bool host_memory_holds(const Arena& arena, const Machine& machine) {
+  return arena.host_bytes() == 0 ||
+         host_memory_wanted(arena, machine) <= machine.host_memory_budget;
+}
+
 void check_host_memory(const Arena& arena, const Machine& machine) {
-  const bool is_device = machine.gpus.empty();
-  const int64_t wanted = arena.host_bytes() + (is_device ? arena.bytes() : 0);
-  if (arena.host_bytes() == 0 || wanted <= machine.host_memory_budget) return;
+  if (host_memory_holds(arena, machine)) return;
   fail(ExitCode::usage, "host memory",
        fmt::format("{:.2f} GB needed on each rank for what is offloaded{}, {:.2f} GB free for it",
-                   static_cast<double>(wanted) * 1e-9, is_device ? " and all else" : "",
+                   static_cast<double>(host_memory_wanted(arena, machine)) * 1e-9,
+                   machine.gpus.empty() ? " and all else" : "",
                    static_cast<double>(machine.host_memory_budget) * 1e-9),
        "offload less ([parallel] offload_params, offload_optimizer; train.recompute), shard with "
        "parallel.strategy = \"zero3\", run fewer ranks on a node, or ask for more host memory");

@@ -36,7 +36,8 @@ struct Machine {
 // What model.dtype means on a GPU: "auto" is bfloat16 where the GPU has it, else float16.
 DType dtype_on_gpu(const std::string& dtype, int compute_capability);
 
-// Whether host memory holds what the arena wants of it; a usage error where it does not.
+// Whether host memory holds what the arena wants of it; then, a usage error where it does not.
+bool host_memory_holds(const Arena& arena, const Machine& machine);
 void check_host_memory(const Arena& arena, const Machine& machine);
 
 // Collective; all ranks leave alike. Fails with usage where the backend, its dtype or the placement

@@ -7,6 +7,7 @@
 #include "comm/nccl_collectives.h"
 #include "core/process.h"
 #include "plan/recording_backend.h"
+#include "train/choose_passes.h"
 #include "train/choose_recompute.h"
 #include "train/trainer.h"
 
@@ -161,12 +162,15 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   StrategyPlan plan;
   plan.strategy = strategy;
   plan.policy = wanted_recompute(job, backend, last, machine.budget);
-  const Trainer largest(job, backend, last, plan.policy);
+  plan.passes_together = choose_passes(job, backend, last, plan.policy, [&](const Arena& arena) {
+    return arena.bytes() <= machine.budget;
+  });
+  const Trainer largest(job, backend, last, plan.policy, plan.passes_together);
   for (const MemoryClass m : kMemoryClasses)
     plan.bytes[static_cast<size_t>(m)] = largest.arena().bytes(m);
   plan.total_bytes = largest.arena().bytes();
   plan.fits = plan.total_bytes <= machine.budget;
-  Trainer busiest(job, backend, first, plan.policy);
+  Trainer busiest(job, backend, first, plan.policy, plan.passes_together);
   busiest.place();
   busiest.train_step(1);  // which gathers what later steps find there
   const BytesSent before = first.sent();

@@ -30,6 +30,7 @@ struct StrategyPlan {
   std::array<int64_t, kMemoryClasses.size()> bytes = {};  // by MemoryClass
   int64_t total_bytes = 0;                                // of the device
   std::vector<Recompute> policy;  // as the run would choose it; where nothing fits, the smallest
+  int64_t passes_together = 1;    // likewise, as far as the device's memory goes
   BytesSent sent;                 // a step
   int64_t copied_in = 0, copied_out = 0;  // from and to host memory in a step: what is offloaded
   double flops = 0.0;  // of matrix products in a step, with what is computed again

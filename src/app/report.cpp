@@ -133,6 +133,8 @@ std::string start_table(const Job& job, const RunFacts& facts, const Arena& aren
   row("steps", fmt::format("{} of {} rows ({} rows a pass and rank), {} an epoch", job.total_steps,
                            job.global_batch_size, c.train.micro_batch_size, job.steps_per_epoch));
   row("recompute", text_of_policy(policy));
+  if (facts.passes_together > 1)
+    row("together", fmt::format("{} passes, layer by layer", facts.passes_together));
   std::string memory = fmt::format("{} a rank:", text_of_bytes(arena.bytes()));
   for (const MemoryClass m : kMemoryClasses) {
     if (m != MemoryClass::host || arena.host_bytes() > 0)

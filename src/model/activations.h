@@ -1,6 +1,6 @@
-// What a pass keeps from its forward for its backward, addressed (pass, layer, slot). Each layer
-// has a policy; what a policy does not keep lies in a scratch that all layers share and is computed
-// again in the backward pass.
+// What passes keep from their forward for their backward, addressed (pass, layer, slot): several
+// passes may go through the layers together. Each layer has a policy; what a policy does not keep
+// lies in a scratch that all layers share and is computed again in the backward pass.
 //   keep   everything but norm outputs and SwiGLU, which cost bytes only
 //   mlp    all but gate_up
 //   block  the input of the layer, and x A' of down, which nothing else computes again
@@ -49,9 +49,9 @@ class Activations {
   // their way. The last kRing inputs of a forward are where the backward wants them.
   static constexpr int64_t kRing = 3;
 
-  // capacity: rows of the largest pass. policy [L].
+  // capacity: rows of the largest pass. policy [L]. n_passes: that go together.
   Activations(const Architecture& architecture, const Adapters& adapters, Backend& backend,
-              int64_t capacity, std::vector<Recompute> policy, Arena& arena);
+              int64_t capacity, std::vector<Recompute> policy, Arena& arena, int64_t n_passes = 1);
   void bind(const Arena& arena);
 
   // Of a pass of n rows that will have a backward: the forward of a layer was called, which makes
@@ -63,8 +63,16 @@ class Activations {
   Tensor operator()(int64_t pass, int64_t layer, Slot slot, int64_t n) const;
   Recompute policy(int64_t layer) const { return policy_.at(static_cast<size_t>(layer)); }
   int64_t capacity() const { return capacity_; }
+  int64_t n_passes() const { return static_cast<int64_t>(ids_.size()); }
 
  private:
+  template <class T>
+  using OfPass = std::vector<std::array<T, kSlots>>;  // [L + 1]
+  struct Shape {
+    const char* name;
+    DType dtype;
+    int64_t cols;  // 0 = this model has no such slot
+  };
   // An input in host memory, and the newest copies of it.
   struct Offloaded {
     int64_t layer;
@@ -72,20 +80,22 @@ class Activations {
     Tensor host = {};
     int64_t copied_out = 0, copied_in = 0;
   };
-  void declare_offloaded(Arena& arena, DType dtype, int64_t cols);
+  OfPass<Arena::Id> declare_pass(int64_t pass, const std::array<Shape, kSlots>& shapes,
+                                 std::array<Arena::Id, kSlots>& shared, Arena& arena) const;
+  std::vector<Offloaded> declare_copied(int64_t pass, const Shape& hidden, Arena& arena) const;
+  Offloaded* copied(int64_t pass, int64_t i);  // null where offloaded layer i is not copied
   // Index of the layer among those whose policy is offload; -1: it is none.
   int64_t offloaded_index(int64_t layer) const {
     return offloaded_index_.at(static_cast<size_t>(layer));
   }
-  bool is_copied(int64_t i) const { return i >= 0 && i < static_cast<int64_t>(copied_.size()); }
 
   Backend& backend_;
   int64_t capacity_;
   std::vector<Recompute> policy_;
-  std::vector<int64_t> offloaded_index_;            // [L]
-  std::vector<Offloaded> copied_;                   // all offloaded inputs but the last kRing
-  std::vector<std::array<Arena::Id, kSlots>> ids_;  // [L + 1]; -1 = no such slot
-  std::vector<std::array<Tensor, kSlots>> slots_;
+  std::vector<int64_t> offloaded_index_;        // [L]
+  std::vector<std::vector<Offloaded>> copied_;  // [passes] all offloaded inputs but the last kRing
+  std::vector<OfPass<Arena::Id>> ids_;          // [passes]; -1 = no such slot
+  std::vector<OfPass<Tensor>> slots_;
 };
 
 }  // namespace utrain

@@ -49,9 +49,11 @@ void Transformer::declare_scratch(Arena& arena, int64_t n_positions, double drop
   ids_.cos_sin = scratch("RoPE table", n_positions, a.head_dim, Lifetime::run, DType::f32);
   ids_.dropped = scratch("drop(x)", dropout > 0.0 ? N : 0, std::max({C, q, F}), Lifetime::run, T);
   ids_.dxa = scratch("gradient of x A'", N, columns, Lifetime::run, T);
-  ids_.dhidden = scratch("gradient of hidden", N, C, Lifetime::run, T);
-  ids_.normed = scratch("normed", N, C, Lifetime::run, T);
-  ids_.branch = scratch("branch", N, C, Lifetime::forward, T);
+  for (int64_t pass = 0; pass < activations_.n_passes(); ++pass) {
+    ids_.dhidden.push_back(scratch("gradient of hidden", N, C, Lifetime::run, T));
+    ids_.normed.push_back(scratch("normed", N, C, Lifetime::run, T));
+    ids_.branch.push_back(scratch("branch", N, C, Lifetime::forward, T));
+  }
   ids_.act = scratch("act", N, F, Lifetime::forward, T);
   ids_.logits =
       scratch("logits chunk", logits_rows_, padded_columns(a.vocab_size, T), Lifetime::head, T);
@@ -75,9 +77,13 @@ void Transformer::bind(const Arena& arena) {
   s.cos_sin = arena[ids_.cos_sin];
   s.dropped = arena[ids_.dropped];
   s.dxa = arena[ids_.dxa];
-  s.dhidden = arena[ids_.dhidden];
-  s.normed = arena[ids_.normed];
-  s.branch = arena[ids_.branch];
+  for (size_t pass = 0; pass < ids_.normed.size(); ++pass) {
+    lanes_.push_back({static_cast<int64_t>(pass),
+                      {},
+                      arena[ids_.normed[pass]],
+                      arena[ids_.branch[pass]],
+                      arena[ids_.dhidden[pass]]});
+  }
   s.act = arena[ids_.act];
   s.loss = {arena[ids_.logits].columns(0, architecture_.vocab_size), arena[ids_.target_rows],
             arena[ids_.losses]};
@@ -116,12 +122,29 @@ Linear Transformer::linear(int64_t l, Group group) const {
   return linear;
 }
 
-Tensor Transformer::slot(int64_t l, Slot s, const TokenBatch& batch) const {
-  return activations_(0, l, s, batch.n_rows);
+std::vector<Transformer::Lane> Transformer::lanes(Passes passes) const {
+  ASSERT(passes.size() <= lanes_.size());
+  std::vector<Lane> lanes;
+  for (const TokenBatch& batch : passes) {
+    ASSERT(batch.n_rows > 0 && batch.n_rows <= activations_.capacity());
+    const Lane& whole = lanes_[lanes.size()];
+    lanes.push_back({whole.index, batch, whole.normed.first_rows(batch.n_rows),
+                     whole.branch.first_rows(batch.n_rows),
+                     whole.dhidden.first_rows(batch.n_rows)});
+  }
+  return lanes;
+}
+
+Tensor Transformer::slot(int64_t l, Slot s, const Lane& lane) const {
+  return activations_(lane.index, l, s, lane.batch.n_rows);
 }
 
 bool Transformer::is_trained(Group group) const {
   return weight_gradients_ != nullptr || adapters_.columns(group) > 0;
+}
+
+EndWeights Transformer::end_gradients() const {
+  return weight_gradients_ == nullptr ? EndWeights{} : weight_gradients_->ends();
 }
 
 Tensor Transformer::gradient(int64_t l, Tensor LayerWeights::*weight) const {
@@ -142,103 +165,96 @@ AttentionShape Transformer::attention_shape(int64_t l) const {
 }
 
 void Transformer::linear_forward(int64_t l, Group group, const Tensor& y, const Tensor& x,
-                                 const TokenBatch& batch) {
-  backend_.linear_forward(y, slot(l, xa_slot(group), batch), x, linear(l, group), context(batch));
+                                 const Lane& lane) {
+  backend_.linear_forward(y, slot(l, xa_slot(group), lane), x, linear(l, group),
+                          context(lane.batch));
 }
 
 void Transformer::linear_backward(int64_t l, Group group, const Tensor& dx, const Tensor& dy,
-                                  const Tensor& x, const TokenBatch& batch) {
-  backend_.linear_backward(dx, dy, x, slot(l, xa_slot(group), batch), linear(l, group),
-                           context(batch));
+                                  const Tensor& x, const Lane& lane) {
+  backend_.linear_backward(dx, dy, x, slot(l, xa_slot(group), lane), linear(l, group),
+                           context(lane.batch));
 }
 
-void Transformer::forward(const TokenBatch& batch) {
-  const Architecture& a = architecture_;
-  ASSERT(batch.n_rows > 0 && batch.n_rows <= activations_.capacity());
-  const Tensor normed = scratch_.normed.first_rows(batch.n_rows);
-  const Tensor branch = scratch_.branch.first_rows(batch.n_rows);
-  residency_.get(a.n_layers);
-  backend_.embedding_forward(slot(0, Slot::hidden, batch), weights_.ends().embedding, batch);
-  residency_.release(a.n_layers);
-  for (int64_t l = 0; l < a.n_layers; ++l) {
-    residency_.get(l);
-    const LayerWeights& w = weights_.layer(l);
-    const Tensor h = slot(l, Slot::hidden, batch), rstd = slot(l, Slot::norm_rstd, batch);
-    if (l == 0) {
-      backend_.rmsnorm_forward(normed, rstd, h, w.input_norm, a.norm_eps);
-    } else {  // h = h_mid + down(...) of the layer below
-      const Tensor h_mid = slot(l - 1, Slot::hidden_mid, batch);
-      backend_.residual_rmsnorm_forward(h, normed, rstd, h_mid, branch, w.input_norm, a.norm_eps);
-    }
-    attention_block_forward(l, batch);
-    mlp_block_forward(l, batch);
-    if (trains_) activations_.forward_done(0, l, batch.n_rows);
-    residency_.release(l);
-  }
-  residency_.get(a.n_layers);
-  backend_.residual_rmsnorm_forward(slot(a.n_layers, Slot::hidden, batch), normed,
-                                    slot(a.n_layers, Slot::norm_rstd, batch),
-                                    slot(a.n_layers - 1, Slot::hidden_mid, batch), branch,
-                                    weights_.ends().final_norm, a.norm_eps);
-  residency_.release(a.n_layers);
-}
-
-void Transformer::forward_without_rows() {
+void Transformer::forward(Passes passes) {
   const int64_t L = architecture_.n_layers;
+  const std::vector<Lane> all = lanes(passes);
   residency_.get(L);
+  for (const Lane& lane : all)
+    backend_.embedding_forward(slot(0, Slot::hidden, lane), weights_.ends().embedding, lane.batch);
   residency_.release(L);
-  for (int64_t l = 0; l <= L; ++l) {
+  for (int64_t l = 0; l < L; ++l) {
     residency_.get(l);
+    for (const Lane& lane : all) layer_forward(l, lane);
     residency_.release(l);
   }
+  residency_.get(L);
+  for (const Lane& lane : all) {
+    backend_.residual_rmsnorm_forward(slot(L, Slot::hidden, lane), lane.normed,
+                                      slot(L, Slot::norm_rstd, lane),
+                                      slot(L - 1, Slot::hidden_mid, lane), lane.branch,
+                                      weights_.ends().final_norm, architecture_.norm_eps);
+  }
+  residency_.release(L);
+}
+
+void Transformer::layer_forward(int64_t l, const Lane& lane) {
+  const Tensor &w = weights_.layer(l).input_norm, h = slot(l, Slot::hidden, lane),
+               rstd = slot(l, Slot::norm_rstd, lane);
+  if (l == 0) {
+    backend_.rmsnorm_forward(lane.normed, rstd, h, w, architecture_.norm_eps);
+  } else {  // h = h_mid + down(...) of the layer below
+    backend_.residual_rmsnorm_forward(h, lane.normed, rstd, slot(l - 1, Slot::hidden_mid, lane),
+                                      lane.branch, w, architecture_.norm_eps);
+  }
+  attention_block_forward(l, lane);
+  mlp_block_forward(l, lane);
+  if (trains_) activations_.forward_done(lane.index, l, lane.batch.n_rows);
 }
 
 // normed -> h_mid = h + o(attention), normed = norm(h_mid)
-void Transformer::attention_block_forward(int64_t l, const TokenBatch& batch) {
+void Transformer::attention_block_forward(int64_t l, const Lane& lane) {
   const Architecture& a = architecture_;
   const LayerWeights& w = weights_.layer(l);
   const int64_t D = a.head_dim, q = a.n_heads * D, kv = a.n_kv_heads * D;
-  const Tensor normed = scratch_.normed.first_rows(batch.n_rows);
-  const Tensor branch = scratch_.branch.first_rows(batch.n_rows);
-  const Tensor qkv = slot(l, Slot::qkv, batch), attention = slot(l, Slot::attention, batch);
+  const Tensor &normed = lane.normed, &branch = lane.branch;
+  const Tensor qkv = slot(l, Slot::qkv, lane), attention = slot(l, Slot::attention, lane);
   if (a.qk_norm) {
-    const Tensor raw = slot(l, Slot::qkv_raw, batch), rstd = slot(l, Slot::qk_rstd, batch);
-    linear_forward(l, Group::qkv, raw, normed, batch);
+    const Tensor raw = slot(l, Slot::qkv_raw, lane), rstd = slot(l, Slot::qk_rstd, lane);
+    linear_forward(l, Group::qkv, raw, normed, lane);
     backend_.rmsnorm_forward(qkv.columns(0, q), rstd.columns(0, a.n_heads), raw.columns(0, q),
                              w.q_norm, a.norm_eps);
     backend_.rmsnorm_forward(qkv.columns(q, kv), rstd.columns(a.n_heads, a.n_kv_heads),
                              raw.columns(q, kv), w.k_norm, a.norm_eps);
     backend_.convert(qkv.columns(q + kv, kv), raw.columns(q + kv, kv));
   } else {
-    linear_forward(l, Group::qkv, qkv, normed, batch);
+    linear_forward(l, Group::qkv, qkv, normed, lane);
   }
-  backend_.rope_forward(qkv.columns(0, q + kv), scratch_.cos_sin, D, batch);
-  backend_.attention_forward(attention, slot(l, Slot::lse, batch), qkv.columns(0, q),
-                             qkv.columns(q, kv), qkv.columns(q + kv, kv), batch,
+  backend_.rope_forward(qkv.columns(0, q + kv), scratch_.cos_sin, D, lane.batch);
+  backend_.attention_forward(attention, slot(l, Slot::lse, lane), qkv.columns(0, q),
+                             qkv.columns(q, kv), qkv.columns(q + kv, kv), lane.batch,
                              attention_shape(l));
-  linear_forward(l, Group::o, branch, attention, batch);
-  backend_.residual_rmsnorm_forward(slot(l, Slot::hidden_mid, batch), normed,
-                                    slot(l, Slot::mid_rstd, batch), slot(l, Slot::hidden, batch),
+  linear_forward(l, Group::o, branch, attention, lane);
+  backend_.residual_rmsnorm_forward(slot(l, Slot::hidden_mid, lane), normed,
+                                    slot(l, Slot::mid_rstd, lane), slot(l, Slot::hidden, lane),
                                     branch, w.post_attention_norm, a.norm_eps);
 }
 
 // normed -> branch = down(swiglu(gate_up(normed))), added to h_mid by the norm that follows
-void Transformer::mlp_block_forward(int64_t l, const TokenBatch& batch) {
-  const Tensor gate_up = slot(l, Slot::gate_up, batch), act = scratch_.act.first_rows(batch.n_rows);
-  linear_forward(l, Group::gate_up, gate_up, scratch_.normed.first_rows(batch.n_rows), batch);
+void Transformer::mlp_block_forward(int64_t l, const Lane& lane) {
+  const Tensor gate_up = slot(l, Slot::gate_up, lane),
+               act = scratch_.act.first_rows(lane.batch.n_rows);
+  linear_forward(l, Group::gate_up, gate_up, lane.normed, lane);
   backend_.swiglu_forward(act, gate_up);
-  linear_forward(l, Group::down, scratch_.branch.first_rows(batch.n_rows), act, batch);
+  linear_forward(l, Group::down, lane.branch, act, lane);
 }
 
-void Transformer::loss(const Tensor& loss, const TokenBatch& batch) {
+void Transformer::loss(const Tensor& loss, Passes passes) {
   residency_.get(architecture_.n_layers);
-  backend_.cross_entropy(loss, {}, scratch_.normed.first_rows(batch.n_rows), {weights_.ends().head},
-                         batch, {}, scratch_.loss);
-  residency_.release(architecture_.n_layers);
-}
-
-void Transformer::loss_without_rows() {
-  residency_.get(architecture_.n_layers);
+  for (const Lane& lane : lanes(passes)) {
+    backend_.cross_entropy(loss, {}, lane.normed, {weights_.ends().head}, lane.batch, {},
+                           scratch_.loss);
+  }
   residency_.release(architecture_.n_layers);
 }
 
@@ -247,51 +263,49 @@ Tensor Transformer::logits(int64_t first, int64_t n) {
   Linear head;
   head.W = weights_.ends().head;
   residency_.get(architecture_.n_layers);
-  backend_.linear_forward(out, {}, scratch_.normed.row_range(first, n), head, {});
+  backend_.linear_forward(out, {}, lanes_[0].normed.row_range(first, n), head, {});
   residency_.release(architecture_.n_layers);
   return out;
 }
 
-void Transformer::loss_and_backward(const Tensor& loss, const TokenBatch& batch,
-                                    const LossFactor& dloss) {
+void Transformer::loss_and_backward(const Tensor& loss, Passes passes, const LossFactor& dloss) {
   const int64_t L = architecture_.n_layers;
-  const Tensor dhidden = scratch_.dhidden.first_rows(batch.n_rows),
-               dnormed = scratch_.dnormed.first_rows(batch.n_rows);
-  const EndWeights dends = weight_gradients_ == nullptr ? EndWeights{} : weight_gradients_->ends();
+  const std::vector<Lane> all = lanes(passes);
   residency_.get(L);
   residency_.begin_gradients(L);
-  backend_.cross_entropy(loss, dnormed, scratch_.normed.first_rows(batch.n_rows),
-                         {weights_.ends().head, dends.head}, batch, dloss, scratch_.loss);
-  backend_.rmsnorm_backward(dhidden, dends.final_norm, dnormed, slot(L, Slot::hidden, batch),
-                            slot(L, Slot::norm_rstd, batch), weights_.ends().final_norm, 0.0f,
-                            scratch_.column_sums);
+  for (const Lane& lane : all) head_backward(loss, lane, dloss);
   residency_.release(L);
   for (int64_t l = L - 1; l >= 0; --l) {
     residency_.get(l);
     residency_.begin_gradients(l);
-    activations_.backward_begin(0, l, batch.n_rows);
-    recompute(l, batch);
-    mlp_block_backward(l, batch);
-    if (trained_below(l, Group::gate_up)) attention_block_backward(l, batch);
+    for (const Lane& lane : all) layer_backward(l, lane);
     residency_.end_gradients(l);
     residency_.release(l);
   }
-  if (!dends.embedding.empty()) backend_.embedding_backward(dends.embedding, dhidden, batch);
+  const Tensor dembedding = end_gradients().embedding;
+  for (const Lane& lane : all) {
+    if (!dembedding.empty()) backend_.embedding_backward(dembedding, lane.dhidden, lane.batch);
+  }
   residency_.end_gradients(L);
 }
 
-void Transformer::backward_without_rows() {
+// -> dhidden = gradient of the last layer's output
+void Transformer::head_backward(const Tensor& loss, const Lane& lane, const LossFactor& dloss) {
   const int64_t L = architecture_.n_layers;
-  residency_.get(L);
-  residency_.begin_gradients(L);
-  residency_.release(L);
-  for (int64_t l = L - 1; l >= 0; --l) {
-    residency_.get(l);
-    residency_.begin_gradients(l);
-    residency_.end_gradients(l);
-    residency_.release(l);
-  }
-  residency_.end_gradients(L);
+  const Tensor dnormed = scratch_.dnormed.first_rows(lane.batch.n_rows);
+  backend_.cross_entropy(loss, dnormed, lane.normed, {weights_.ends().head, end_gradients().head},
+                         lane.batch, dloss, scratch_.loss);
+  backend_.rmsnorm_backward(lane.dhidden, end_gradients().final_norm, dnormed,
+                            slot(L, Slot::hidden, lane), slot(L, Slot::norm_rstd, lane),
+                            weights_.ends().final_norm, 0.0f, scratch_.column_sums);
+}
+
+// dhidden = gradient of h'' -> gradient of h
+void Transformer::layer_backward(int64_t l, const Lane& lane) {
+  activations_.backward_begin(lane.index, l, lane.batch.n_rows);
+  recompute(l, lane);
+  mlp_block_backward(l, lane);
+  if (trained_below(l, Group::gate_up)) attention_block_backward(l, lane);
 }
 
 bool Transformer::trained_below(int64_t l, Group group) const {
@@ -302,68 +316,66 @@ bool Transformer::trained_below(int64_t l, Group group) const {
 
 // Fills the slots that the layer's policy did not keep, with the very operations of the forward
 // pass.
-void Transformer::recompute(int64_t l, const TokenBatch& batch) {
+void Transformer::recompute(int64_t l, const Lane& lane) {
   const Recompute policy = activations_.policy(l);
   if (policy == Recompute::keep) return;
   const LayerWeights& w = weights_.layer(l);
-  const Tensor normed = scratch_.normed.first_rows(batch.n_rows);
+  const Tensor& normed = lane.normed;
   if (policy == Recompute::block || policy == Recompute::offload) {
-    backend_.rmsnorm_forward(normed, slot(l, Slot::norm_rstd, batch), slot(l, Slot::hidden, batch),
+    backend_.rmsnorm_forward(normed, slot(l, Slot::norm_rstd, lane), slot(l, Slot::hidden, lane),
                              w.input_norm, architecture_.norm_eps);
-    attention_block_forward(l, batch);
+    attention_block_forward(l, lane);
   } else {
-    backend_.rmsnorm_forward(normed, slot(l, Slot::mid_rstd, batch),
-                             slot(l, Slot::hidden_mid, batch), w.post_attention_norm,
-                             architecture_.norm_eps);
+    backend_.rmsnorm_forward(normed, slot(l, Slot::mid_rstd, lane), slot(l, Slot::hidden_mid, lane),
+                             w.post_attention_norm, architecture_.norm_eps);
   }
-  linear_forward(l, Group::gate_up, slot(l, Slot::gate_up, batch), normed, batch);
+  linear_forward(l, Group::gate_up, slot(l, Slot::gate_up, lane), normed, lane);
 }
 
 // dhidden = gradient of h'' -> gradient of h_mid
-void Transformer::mlp_block_backward(int64_t l, const TokenBatch& batch) {
+void Transformer::mlp_block_backward(int64_t l, const Lane& lane) {
   const Architecture& a = architecture_;
   const LayerWeights& w = weights_.layer(l);
-  const int64_t N = batch.n_rows;
-  const Tensor dhidden = scratch_.dhidden.first_rows(N), dnormed = scratch_.dnormed.first_rows(N);
+  const int64_t N = lane.batch.n_rows;
+  const Tensor &dhidden = lane.dhidden, dnormed = scratch_.dnormed.first_rows(N);
   const Tensor act = scratch_.act_again.first_rows(N), dact = scratch_.dact.first_rows(N);
-  const Tensor normed = scratch_.normed_again.first_rows(N),
-               gate_up = slot(l, Slot::gate_up, batch);
-  const Tensor h_mid = slot(l, Slot::hidden_mid, batch), rstd = slot(l, Slot::mid_rstd, batch);
+  const Tensor normed = scratch_.normed_again.first_rows(N), gate_up = slot(l, Slot::gate_up, lane);
+  const Tensor h_mid = slot(l, Slot::hidden_mid, lane), rstd = slot(l, Slot::mid_rstd, lane);
   if (is_trained(Group::down)) backend_.swiglu_forward(act, gate_up);
   linear_backward(l, Group::down, trained_below(l, Group::down) ? dact : Tensor{}, dhidden, act,
-                  batch);
+                  lane);
   if (!trained_below(l, Group::down)) return;
   backend_.swiglu_backward(gate_up, dact, gate_up);
   if (is_trained(Group::gate_up)) {
     backend_.rmsnorm_forward(normed, rstd, h_mid, w.post_attention_norm, a.norm_eps);
   }
   linear_backward(l, Group::gate_up, trained_below(l, Group::gate_up) ? dnormed : Tensor{}, gate_up,
-                  normed, batch);
+                  normed, lane);
   if (!trained_below(l, Group::gate_up)) return;
   backend_.rmsnorm_backward(dhidden, gradient(l, &LayerWeights::post_attention_norm), dnormed,
                             h_mid, rstd, w.post_attention_norm, 1.0f, scratch_.column_sums);
 }
 
 // dhidden = gradient of h_mid -> gradient of h
-void Transformer::attention_block_backward(int64_t l, const TokenBatch& batch) {
+void Transformer::attention_block_backward(int64_t l, const Lane& lane) {
   const Architecture& a = architecture_;
   const LayerWeights& w = weights_.layer(l);
-  const int64_t N = batch.n_rows, D = a.head_dim, q = a.n_heads * D, kv = a.n_kv_heads * D;
-  const Tensor dhidden = scratch_.dhidden.first_rows(N), dnormed = scratch_.dnormed.first_rows(N);
+  const int64_t N = lane.batch.n_rows, D = a.head_dim, q = a.n_heads * D, kv = a.n_kv_heads * D;
+  const Tensor &dhidden = lane.dhidden, dnormed = scratch_.dnormed.first_rows(N);
   const Tensor normed = scratch_.normed_again.first_rows(N);
-  const Tensor attention = slot(l, Slot::attention, batch),
+  const Tensor attention = slot(l, Slot::attention, lane),
                dattention = scratch_.dattention.first_rows(N);
-  const Tensor dqkv = scratch_.dqkv.first_rows(N), h = slot(l, Slot::hidden, batch);
-  const Tensor rstd = slot(l, Slot::norm_rstd, batch);
+  const Tensor dqkv = scratch_.dqkv.first_rows(N), h = slot(l, Slot::hidden, lane);
+  const Tensor rstd = slot(l, Slot::norm_rstd, lane);
   linear_backward(l, Group::o, trained_below(l, Group::o) ? dattention : Tensor{}, dhidden,
-                  attention, batch);
+                  attention, lane);
   if (!trained_below(l, Group::o)) return;
   backend_.attention_backward(dqkv, scratch_.delta.first_rows(N), dattention, attention,
-                              slot(l, Slot::lse, batch), slot(l, Slot::qkv, batch), batch,
+                              slot(l, Slot::lse, lane), slot(l, Slot::qkv, lane), lane.batch,
                               attention_shape(l));
-  backend_.rope_backward(dqkv.columns(0, q + kv), scratch_.cos_sin, D, batch);
+  backend_.rope_backward(dqkv.columns(0, q + kv), scratch_.cos_sin, D, lane.batch);
   if (a.qk_norm) {
-    const Tensor raw = slot(l, Slot::qkv_raw, batch), qk_rstd = slot(l, Slot::qk_rstd, batch);
+    const Tensor raw = slot(l, Slot::qkv_raw, lane), qk_rstd = slot(l, Slot::qk_rstd, lane);
     backend_.rmsnorm_backward(dqkv.columns(0, q), gradient(l, &LayerWeights::q_norm),
                               dqkv.columns(0, q), raw.columns(0, q), qk_rstd.columns(0, a.n_heads),
                               w.q_norm, 0.0f, scratch_.column_sums);
@@ -374,7 +386,7 @@ void Transformer::attention_block_backward(int64_t l, const TokenBatch& batch) {
   }
   if (is_trained(Group::qkv)) backend_.rmsnorm_forward(normed, rstd, h, w.input_norm, a.norm_eps);
   linear_backward(l, Group::qkv, trained_below(l, Group::qkv) ? dnormed : Tensor{}, dqkv, normed,
-                  batch);
+                  lane);
   if (!trained_below(l, Group::qkv)) return;
   backend_.rmsnorm_backward(dhidden, gradient(l, &LayerWeights::input_norm), dnormed, h, rstd,
                             w.input_norm, 1.0f, scratch_.column_sums);

@@ -7,8 +7,9 @@
 //   zero3  what is computed with, too: the values are a sharded UnitStore
 // `values` is what the model computes with, in its dtype; where that is the trainable dtype, the
 // parameters are the values themselves. Sums over ranks are in rank order, so all strategies have
-// the same gradients to the bit where a step is one pass; more passes round differently under zero2
-// and zero3, which add the sums of passes instead of summing what passes added.
+// the same gradients to the bit where the passes of a step go together (Trainer); others round
+// differently under zero2 and zero3, which add the sums of passes instead of summing what passes
+// added.
 //   Where the optimizer is offloaded, parameters, moments and the update are the host's
 // (HostState): update() notes what is to be done, and units are updated as get() asks for them, in
 // the order of a forward pass, so that the host updates ahead of a device that computes. No thread
@@ -55,8 +56,9 @@ class Trainables {
   // [1, n_elem(u)], to be added to between begin_gradients(u) and end_gradients(u).
   Tensor gradients(int64_t u) const { return gradients_.at(static_cast<size_t>(u)); }
 
-  // The gradients of a step: begin_pass; begin_ and end_gradients of each unit, all ranks in the
-  // same order; the next pass; finish_gradients. Sums are taken while the pass goes on.
+  // The gradients of a step: begin_pass, of one pass or of those that go together; begin_ and
+  // end_gradients of each unit, all ranks in the same order; the next pass; finish_gradients. Sums
+  // are taken while the pass goes on.
   void begin_pass(bool first, bool last);
   void begin_gradients(int64_t u);
   void end_gradients(int64_t u);

@@ -5,10 +5,10 @@
 namespace utrain {
 
 // The arena knows number types of tensors only; float32 stands for any four bytes here.
-DevicePass::DevicePass(Backend& backend, Arena& arena, int64_t capacity)
+DevicePass::DevicePass(Backend& backend, Arena& arena, int64_t capacity, int64_t n_places)
     : backend_(backend),
       capacity_(capacity),
-      id_(arena.declare("tokens of a pass", DType::f32, kArrays, capacity,
+      id_(arena.declare("tokens of a pass", DType::f32, n_places * kArrays, capacity,
                         MemoryClass::workspace)) {}
 
 void DevicePass::bind(const Arena& arena) {
@@ -31,27 +31,27 @@ void DevicePass::pad(Pass& pass) const {
   }
 }
 
-TokenBatch DevicePass::upload(Pass pass) {
+TokenBatch DevicePass::upload(Pass pass, int64_t place) {
   ASSERT(pass.n_tokens > 0 && pass.n_tokens <= capacity_);
   pad(pass);
   const std::vector<int32_t>* const arrays[kArrays] = {
       &pass.tokens,    &pass.positions,   &pass.begin,   &pass.end,
       &pass.documents, &pass.target_rows, &pass.targets, &pass.rows_by_token};
   for (int i = 0; i < kArrays; ++i) {
-    backend_.upload(array(i), arrays[i]->data(),
+    backend_.upload(array(place, i), arrays[i]->data(),
                     static_cast<int64_t>(arrays[i]->size() * sizeof(int32_t)));
   }
   TokenBatch batch;
   batch.n_rows = static_cast<int64_t>(pass.tokens.size());
-  batch.tokens = array(0);
-  batch.positions = array(1);
-  batch.begin = array(2);
-  batch.end = array(3);
-  batch.documents = array(4);
+  batch.tokens = array(place, 0);
+  batch.positions = array(place, 1);
+  batch.begin = array(place, 2);
+  batch.end = array(place, 3);
+  batch.documents = array(place, 4);
   batch.n_targets = pass.n_targets();
-  batch.target_rows = array(5);
-  batch.targets = array(6);
-  batch.rows_by_token = array(7);
+  batch.target_rows = array(place, 5);
+  batch.targets = array(place, 6);
+  batch.rows_by_token = array(place, 7);
   return batch;
 }
 

@@ -9,18 +9,19 @@
 namespace utrain {
 
 Trainer::Trainer(const Job& job, Backend& backend, const Groups& groups,
-                 std::vector<Recompute> policy)
+                 std::vector<Recompute> policy, int64_t passes_together)
     : job_(job),
       backend_(backend),
       groups_(groups),
       collectives_(groups.world),
+      passes_together_(static_cast<size_t>(passes_together)),
       state_(job.architecture, job.model_options(), backend, groups, arena_),
       activations_(job.architecture, state_.adapters(), backend, job.pass_capacity(),
-                   std::move(policy), arena_),
+                   std::move(policy), arena_, passes_together),
       model_(job.architecture, state_.parts(), activations_, backend, arena_,
              {job.longest_document(), job.dropout()}),
       optimizer_(job.config.train, state_.trainables(), backend, arena_),
-      device_pass_(backend, arena_, job.pass_capacity()),
+      device_pass_(backend, arena_, job.pass_capacity(), passes_together),
       loss_id_(arena_.declare("loss", backend.loss_dtype(), 1, 1, MemoryClass::workspace)) {}
 
 void Trainer::place() {
@@ -64,7 +65,7 @@ std::vector<StepStats> Trainer::train_step(int64_t step) {
   // 1. The rows of this step; the loss is the mean over ALL their targets, on all ranks.
   const BatchPlan::Step batch = plan_->step(step);
 
-  // 2. Forward and backward of this rank's rows, pass by pass; gradients and the loss accumulate.
+  // 2. Forward and backward of this rank's rows in passes; gradients and the loss accumulate.
   // Layers that are done with are summed over ranks, in rank order, meanwhile.
   accumulate_gradients(batch, optimizer_.loss_scale());
   now.accumulated = backend_.moment();
@@ -126,17 +127,24 @@ void Trainer::accumulate_gradients(const BatchPlan::Step& batch, const Tensor& l
   backend_.zero(loss_);
   const auto passes = passes_of_rank(batch.rows, collectives_.rank(), collectives_.size(),
                                      job_.config.train.micro_batch_size);
-  for (const auto& rows : passes) {
-    state_.trainables().begin_pass(&rows == &passes.front(), &rows == &passes.back());
-    if (rows.empty()) {
-      model_.forward_without_rows();
-      model_.backward_without_rows();
-      continue;
-    }
-    const TokenBatch tokens = device_pass_.upload(make_pass(job_.train, job_.train_rows, rows));
-    model_.forward(tokens);
-    model_.loss_and_backward(loss_, tokens, dloss);
+  for (size_t first = 0; first < passes.size(); first += passes_together_) {
+    state_.trainables().begin_pass(first == 0, first + passes_together_ >= passes.size());
+    const std::vector<TokenBatch> together = upload(job_.train, job_.train_rows, passes, first);
+    model_.forward(together);
+    model_.loss_and_backward(loss_, together, dloss);
   }
+}
+
+std::vector<TokenBatch> Trainer::upload(const TokenDataSet& data, const Rows& rows,
+                                        const RowsOfPasses& passes, size_t first) {
+  std::vector<TokenBatch> together;
+  const size_t end = std::min(first + passes_together_, passes.size());
+  for (size_t i = first; i < end; ++i) {
+    if (passes[i].empty()) continue;
+    const auto place = static_cast<int64_t>(i - first);
+    together.push_back(device_pass_.upload(make_pass(data, rows, passes[i]), place));
+  }
+  return together;
 }
 
 double Trainer::flops_of(const BatchPlan::Step& batch) const {
@@ -157,16 +165,12 @@ EvalStats Trainer::evaluate(const std::function<void()>& tick) {
   for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int64_t>(i);
   model_.eval_mode();
   backend_.zero(loss_);
-  for (const auto& pass : passes_of_rank(all, collectives_.rank(), collectives_.size(),
-                                         job_.config.train.micro_batch_size)) {
-    if (pass.empty()) {
-      model_.forward_without_rows();
-      model_.loss_without_rows();
-    } else {
-      const TokenBatch tokens = device_pass_.upload(make_pass(job_.eval, rows, pass));
-      model_.forward(tokens);
-      model_.loss(loss_, tokens);
-    }
+  const auto passes = passes_of_rank(all, collectives_.rank(), collectives_.size(),
+                                     job_.config.train.micro_batch_size);
+  for (size_t first = 0; first < passes.size(); first += passes_together_) {
+    const std::vector<TokenBatch> together = upload(job_.eval, rows, passes, first);
+    model_.forward(together);
+    model_.loss(loss_, together);
     if (tick) tick();
   }
   collectives_.all_reduce_sum(loss_);
@@ -198,11 +202,12 @@ void Trainer::visit_logits(const LogitsVisitor& visit) {
   for (const auto& rows : passes_of_rank(batch.rows, collectives_.rank(), collectives_.size(),
                                          job_.config.train.micro_batch_size)) {
     if (rows.empty()) {
-      model_.forward_without_rows();
+      model_.forward({});
       continue;
     }
     const Pass pass = make_pass(job_.train, job_.train_rows, rows);
-    model_.forward(device_pass_.upload(pass));
+    const TokenBatch tokens = device_pass_.upload(pass);
+    model_.forward({&tokens, 1});
     for (const PassDocument& document : pass.pieces) {
       const int64_t V = job_.architecture.vocab_size;
       std::vector<float> logits(static_cast<size_t>(document.length * V));

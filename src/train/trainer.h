@@ -43,8 +43,9 @@ inline constexpr std::array<const char*, 4> kPhaseNames = {"forward_backward", "
 
 class Trainer {
  public:
-  // Declares all memory. policy: see choose_recompute.
-  Trainer(const Job& job, Backend& backend, const Groups& groups, std::vector<Recompute> policy);
+  // Declares all memory. policy: see choose_recompute; passes_together: see choose_passes.
+  Trainer(const Job& job, Backend& backend, const Groups& groups, std::vector<Recompute> policy,
+          int64_t passes_together = 1);
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
@@ -57,7 +58,7 @@ class Trainer {
   // GPU the step before, so that the host is never waited for.
   std::vector<StepStats> train_step(int64_t step);
   std::vector<StepStats> finish_steps();  // waits for the rest
-  // Cross entropy over the evaluation rows, without dropout. tick: called after each pass, for
+  // Cross entropy over the evaluation rows, without dropout. tick: called now and then, for
   // progress.
   EvalStats evaluate(const std::function<void()>& tick = {});
 
@@ -87,6 +88,10 @@ class Trainer {
     int64_t state, start, accumulated, reduced, end;
   };
   void accumulate_gradients(const BatchPlan::Step& batch, const Tensor& loss_scale);
+  using RowsOfPasses = std::vector<std::vector<int64_t>>;
+  // Passes [first, first + passes together) that have rows.
+  std::vector<TokenBatch> upload(const TokenDataSet& data, const Rows& rows,
+                                 const RowsOfPasses& passes, size_t first);
   double flops_of(const BatchPlan::Step& batch) const;
   std::vector<StepStats> collect(size_t under_way);
   void add_seconds(Phase phase, double seconds);
@@ -95,7 +100,8 @@ class Trainer {
   const Job& job_;
   Backend& backend_;
   Groups groups_;
-  Collectives& collectives_;       // of all ranks
+  Collectives& collectives_;  // of all ranks
+  size_t passes_together_;
   std::optional<BatchPlan> plan_;  // from place() on: it reads all the data
   Arena arena_;
   std::shared_ptr<void> host_memory_;  // the arena's
