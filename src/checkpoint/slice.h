@@ -1,0 +1,30 @@
+// What a rank gives to a checkpoint, or takes from one: parts of the flat trainable buffer
+// (model/trainable.h), whatever strategy and number of ranks cut it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace utrain {
+
+// Elements [begin, begin + n_elem) of the flat buffer.
+struct Slice {
+  int64_t begin = 0, n_elem = 0;
+};
+
+// Of one rank, in host memory: slices in ascending order, apart from each other; of each array
+// [sum of n_elem] the slices one after another. The slices of all ranks cover the buffer once.
+struct ShardState {
+  std::vector<Slice> slices;
+  const float* parameters = nullptr;
+  const float* m = nullptr;  // Adam's moments
+  const float* v = nullptr;
+
+  int64_t n_elem() const {
+    int64_t n = 0;
+    for (const Slice& slice : slices) n += slice.n_elem;
+    return n;
+  }
+};
+
+}  // namespace utrain
