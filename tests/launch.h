@@ -48,13 +48,16 @@ inline constexpr int kAlone = 0;  // ranks of a process without mpirun
 
 class Launch {
  public:
-  Launch(int ranks, const std::vector<std::string>& arguments)
+  // environment: "NAME=value", of the ranks alone, not of mpirun.
+  Launch(int ranks, const std::vector<std::string>& arguments,
+         const std::vector<std::string>& environment = {})
       : start_(std::chrono::steady_clock::now()) {
     std::vector<std::string> words;
     if (ranks != kAlone) {
       words = {"mpirun", "--oversubscribe",           "--bind-to", "none",
                "--mca",  "odls_base_sigkill_timeout", "0"};
       if (::geteuid() == 0) words.push_back("--allow-run-as-root");
+      for (const std::string& variable : environment) words.insert(words.end(), {"-x", variable});
       words.insert(words.end(), {"-np", std::to_string(ranks)});
     }
     words.push_back(binary());
@@ -89,6 +92,9 @@ class Launch {
     if (pid_ > 0 && ::waitpid(pid_, &status_, WNOHANG) == pid_) pid_ = -1;
     return pid_ > 0;
   }
+  pid_t pid() const {
+    return pid_;
+  }  // of mpirun, or of utrain where it is alone; < 0 once it ended
   // What a lost node or a batch system does to the launcher.
   void kill_launcher() {
     if (is_running()) ::kill(pid_, SIGKILL);
