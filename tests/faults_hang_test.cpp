@@ -1,0 +1,73 @@
+// A rank is stopped, or sleeps, in each phase: the job is over within the timeout and three seconds,
+// with exit code 70 and one line that names the rank; and it goes on as if nothing had been.
+#include "faults/fault_run.h"
+
+namespace utrain {
+namespace {
+
+constexpr double kTimeoutSeconds = 5.0, kMoreSeconds = 3.0;
+
+struct Phase {
+  const char* name;
+  std::string call;  // of the fault; rank and action are added
+};
+
+const std::vector<Phase>& phases() {
+  static const std::vector<Phase> all = {
+      {"start", "call=MPI_Allreduce nth=3"},
+      {"first step", "call=MPI_Isend nth=2"},
+      {"step", "call=MPI_Isend nth=300"},
+      {"save", "call=write path=/checkpoints/step-00000015 nth=2"},
+      {"sync of a save", "call=fsync path=/checkpoints/step-00000020 nth=1"},
+      {"late step", "call=MPI_Isend nth=900"},
+  };
+  return all;
+}
+
+void expect_named(const Outcome& outcome, int rank) {
+  EXPECT_EQ(outcome.exit_code, 70) << outcome.text();
+  const Words lines = outcome.error_lines();
+  EXPECT_EQ(lines.size(), 1u) << outcome.text();
+  for (const std::string& line : lines)
+    EXPECT_NE(line.find(fmt::format("rank {}", rank)), std::string::npos) << line;
+}
+
+TEST(Hangs, AreEndedAndNameTheRank) {
+  Campaign campaign("F3 hangs");
+  FaultRun run;
+  const int wanted = count_of(4, 24);
+  for (int i = 0; i < wanted && !testing::Test::HasFailure(); ++i) {
+    // In the short set every other phase, each with either action.
+    const auto n = static_cast<int>(phases().size());
+    const Phase& phase = phases()[static_cast<size_t>((i * n / std::min(wanted, n)) % n)];
+    const char* action = (i + i / n) % 2 == 0 ? "stop" : "sleep:1000";
+    const int rank = static_cast<int>(campaign.below(4));
+    const std::string fault = fmt::format("rank={} {} do={}", rank, phase.call, action);
+    SCOPED_TRACE(fmt::format("{}: {}", phase.name, fault));
+    run.clear();
+    auto launch = run.start(fault, 4, {fmt::format("--run.hang_timeout={}", kTimeoutSeconds)});
+    const Outcome outcome = launch->wait(60.0);
+    ASSERT_EQ(launch->struck().size(), 1u) << outcome.text();
+    expect_named(outcome, rank);
+    expect_over_soon(*launch, outcome, kTimeoutSeconds + kMoreSeconds);
+    campaign.count("hangs");
+    campaign.count(action[1] == 't' ? "stopped" : "sleeping");
+    run.expect_finishes_as_if_nothing_was();
+  }
+}
+
+// Slow is not hung: a rank that sleeps for less than the timeout, here and there.
+TEST(Hangs, ASlowRankIsNone) {
+  FaultRun run;
+  auto launch = run.start(
+      "rank=1 call=MPI_Isend nth=200 do=sleep:2; rank=2 call=MPI_Isend nth=500 do=sleep:2; "
+      "rank=3 call=fsync path=/checkpoints/step-00000020 nth=1 do=sleep:3",
+      4, {fmt::format("--run.hang_timeout={}", kTimeoutSeconds)});
+  const Outcome outcome = launch->wait(60.0);
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.text();
+  EXPECT_EQ(launch->struck().size(), 3u);
+  EXPECT_TRUE(run.result().adapter == FaultRun::reference().adapter);
+}
+
+}  // namespace
+}  // namespace utrain
