@@ -11,8 +11,16 @@ using Words = std::vector<std::string>;
 
 class FaultLibrary : public testing::Test {
  protected:
-  FaultLibrary() { ::setenv("UTRAIN_BINARY", UTRAIN_FAULT_STAND_IN, 1); }
-  ~FaultLibrary() override { ::unsetenv("UTRAIN_BINARY"); }
+  FaultLibrary() {
+    const char* given = std::getenv("UTRAIN_FAULT_STAND_IN");
+    ::setenv("UTRAIN_BINARY", given != nullptr ? given : UTRAIN_FAULT_STAND_IN, 1);
+  }
+  ~FaultLibrary() override {
+    if (before_.empty())
+      ::unsetenv("UTRAIN_BINARY");
+    else
+      ::setenv("UTRAIN_BINARY", before_.c_str(), 1);
+  }
 
   std::string run_dir() const { return fs::canonical(dir_.str()).string() + "/run"; }
   Outcome run(const std::string& faults, const Words& more = {}) {
@@ -47,6 +55,8 @@ class FaultLibrary : public testing::Test {
 
   TempDir dir_;
   std::optional<FaultLaunch> launch_;
+  const std::string before_ =
+      std::getenv("UTRAIN_BINARY") != nullptr ? std::getenv("UTRAIN_BINARY") : "";
 };
 
 TEST_F(FaultLibrary, WithoutAFaultNothingHappens) {

@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <sys/stat.h>
 
+#include <cstdio>
 #include <cstring>
 
 #include "injector.h"
@@ -64,7 +65,7 @@ int named(const char* call, const char* what, const std::string& path, Call&& re
 }
 
 template <class Call>
-int renamed(const std::string& from, const std::string& to, Call&& real) {
+int renamed(const std::string& from, const std::string& to, Call&& real, unsigned flags = 0) {
   Faults& f = faults();
   if (!f.is_ours(from) && !f.is_ours(to)) return real();
   switch (f.meet("rename", f.inside(from) + " " + f.inside(to))) {
@@ -72,8 +73,10 @@ int renamed(const std::string& from, const std::string& to, Call&& real) {
     case Then::skip: return 0;
     default: break;
   }
+  const bool exchanges = (flags & RENAME_EXCHANGE) != 0;
   if (f.has_journal())
-    f.note({0, "rename", parent_of(from), parent_of(to), 0, 0, from, to, f.keep(to)});
+    f.note({0, exchanges ? "exchange" : "rename", parent_of(from), parent_of(to), 0, 0, from, to,
+            exchanges ? "" : f.keep(to)});
   return real();
 }
 
@@ -252,8 +255,9 @@ int renameat(int from_dir, const char* from, int to_dir, const char* to) noexcep
 }
 int renameat2(int from_dir, const char* from, int to_dir, const char* to, unsigned flags) noexcept {
   static const auto real = next(&renameat2, "renameat2");
-  return renamed(path_at(from_dir, from), path_at(to_dir, to),
-                 [&] { return real(from_dir, from, to_dir, to, flags); });
+  return renamed(
+      path_at(from_dir, from), path_at(to_dir, to),
+      [&] { return real(from_dir, from, to_dir, to, flags); }, flags);
 }
 
 }  // extern "C"

@@ -11,7 +11,7 @@ namespace utrain {
 
 struct JournalLine {
   int64_t time = 0;     // ns of a clock that all ranks of a host share
-  std::string what;     // write truncate sync create mkdir rename unlink rmdir
+  std::string what;     // write truncate sync create mkdir rename exchange unlink rmdir
   uint64_t inode = 0;   // of what is written or synced; of the parent of path, for names
   uint64_t inode2 = 0;  // rename: of the parent of path2
   int64_t begin = 0, bytes = 0;

@@ -4,9 +4,11 @@
 // from some moment on, of the data all or what follows the first unsynced byte.
 #pragma once
 
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -99,7 +101,7 @@ class PowerCut {
         return line.what == "sync" && line.inode == inode && line.time > name.time;
       });
     };
-    return synced(name.inode) && (name.what != "rename" || synced(name.inode2));
+    return synced(name.inode) && (name.path2.empty() || synced(name.inode2));
   }
 
   void lose_names() {
@@ -130,8 +132,10 @@ class PowerCut {
     if (line.what == "create" || line.what == "mkdir") fs::remove_all(path, ignored);
     if (line.what == "rmdir") fs::create_directory(path, ignored);
     if (line.what == "unlink" && !line.kept.empty()) fs::create_hard_link(line.kept, path, ignored);
-    if (line.what != "rename") return;
+    if (line.path2.empty()) return;
     const fs::path to = now(line.path2, line.inode2);
+    if (line.what == "exchange" && !to.empty())
+      ::renameat2(AT_FDCWD, path.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE);
     // The kill may have come before the rename itself.
     if (to.empty() || fs::exists(path)) return;
     fs::rename(to, path, ignored);
