@@ -281,8 +281,8 @@ std::vector<Key> make_keys() {
        .not_built = {{}, "leave it at 600"}},
       {.name = "run.max_hours",
        .kind = Real{run<&C::Run::max_hours>, kNotNegative},
-       .doc = "hours after which the run saves and stops; 0 = no limit",
-       .not_built = {{}, "leave it at 0"}},
+       .doc = "hours from its start after which the run saves and stops; 0 = 5 minutes before the "
+              "Slurm job ends, where that is known"},
   };
 }
 
