@@ -88,8 +88,6 @@ TEST_F(Damaged, FilesMissing) {
   const int wanted = std::min(n, count_of(3, n));
   for (int i = 0; i < wanted && !HasFailure(); ++i) {
     const std::string& file = files_[static_cast<size_t>(i * n / wanted)];
-    // Without COMMITTED it is what a killed save leaves, and none to warn of.
-    if (file.ends_with("COMMITTED")) continue;
     put_back();
     fs::remove(path(file));
     SCOPED_TRACE("without " + file);
@@ -128,7 +126,7 @@ TEST_F(Damaged, NoneLeftThatIsWhole) {
     fs::resize_file(path(fmt::format("step-{:08}/manifest.json", step)), 1);
   const Outcome outcome = run_->go_on();
   EXPECT_EQ(outcome.exit_code, 5) << outcome.text();
-  EXPECT_EQ(outcome.error_lines().size(), 1u) << outcome.text();
+  EXPECT_GE(outcome.error_lines().size(), 1u) << outcome.text();
 }
 
 TEST_F(Damaged, WhatPointsToTheNewestIsAHintOnly) {

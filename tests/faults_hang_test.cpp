@@ -29,7 +29,7 @@ void expect_named(const Outcome& outcome, int rank) {
   const Words lines = outcome.error_lines();
   EXPECT_EQ(lines.size(), 1u) << outcome.text();
   for (const std::string& line : lines)
-    EXPECT_NE(line.find(fmt::format("rank {}", rank)), std::string::npos) << line;
+    EXPECT_NE(line.find(fmt::format("rank {} on ", rank)), std::string::npos) << line;
 }
 
 TEST(Hangs, AreEndedAndNameTheRank) {

@@ -123,6 +123,8 @@ TEST(Killed, BeforeEachCallOfASave) {
       expect_bounded_loss(run);
       campaign.count("kills");
       run.expect_finishes_as_if_nothing_was();
+      EXPECT_FALSE(run.has_leftovers())
+          << fmt::format("{}", fmt::join(run.names_in_checkpoints(), " "));
       if (testing::Test::HasFailure()) return;
     }
   }
