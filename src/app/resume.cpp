@@ -6,6 +6,7 @@
 
 #include "app/run_directory.h"
 #include "app/run_numbers.h"
+#include "config/keys.h"
 
 namespace utrain {
 
@@ -66,8 +67,11 @@ Resumed open(const std::string& path, const World& world) {
   checkpoint.verify(world.rank(), world.size());
   const std::string where = path + "/state.json";
   const JsonObjectReader state(checkpoint.state(), where, ExitCode::no_checkpoint);
-  Resumed resumed = {std::move(checkpoint), optimizer_from_json(state.object("optimizer")),
-                     totals_from_json(state.object("totals")), true, {}};
+  Resumed resumed = {std::move(checkpoint),
+                     optimizer_from_json(state.object("optimizer")),
+                     totals_from_json(state.object("totals")),
+                     true,
+                     {}};
   return resumed;
 }
 
@@ -114,8 +118,7 @@ std::optional<Resumed> find_checkpoint(const Config& config, const World& world)
       for (const std::string& what : damaged)
         fmt::print(stderr, "utrain: warning: {}; the checkpoint before it is taken\n", what);
       resumed->of_this_run = is_inside(path, checkpoints_folder(config.run.dir));
-      if (resumed->of_this_run)
-        resumed->unused = newer_ones(config, resumed->checkpoint.step());
+      if (resumed->of_this_run) resumed->unused = newer_ones(config, resumed->checkpoint.step());
     });
     return resumed;
   }
@@ -141,8 +144,8 @@ void check_same_job(const Resumed& resumed, const Job& job, const Backend& backe
   for (const auto& [key, then, now] :
        changed_numbers(state.at("numbers"), numbers_of(job, backend))) {
     if (std::find(allowed.begin(), allowed.end(), key) != allowed.end()) continue;
-    const bool may = std::find(names.allowed.begin(), names.allowed.end(), key) !=
-                     names.allowed.end();
+    const bool may =
+        std::find(names.allowed.begin(), names.allowed.end(), key) != names.allowed.end();
     lines += fmt::format(
         "{}{}: was {} in {}, is {} now; set it back{}, or start again with checkpoint.resume = "
         "\"never\"",
@@ -166,7 +169,7 @@ std::string text_of_resume(const Resumed& resumed, const Json& fingerprint) {
   std::string others;
   for (const auto& [key, was, is] : changed_numbers(*then, fingerprint))
     others += fmt::format("{}{}", others.empty() ? "" : ", ",
-                          key == "ranks" ? fmt::format("{} ranks, now {}", was, is)
+                          key == "ranks"   ? fmt::format("{} ranks, now {}", was, is)
                           : key == "build" ? std::string("another build")
                                            : key);
   if (!others.empty())

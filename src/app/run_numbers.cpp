@@ -60,9 +60,9 @@ Json numbers_of(const Job& job, const Backend& backend) {
   const Config& c = job.config;
   const bool random = c.model.init == "random";
   Json n = Json::object();
-  n.set("model", random ? fmt::format("{:016x}, random weights", job.model_hash)
-                        : fmt::format("{:016x} {:016x}", job.model_hash,
-                                      hash_of_weights(c.model.path)));
+  n.set("model",
+        random ? fmt::format("{:016x}, random weights", job.model_hash)
+               : fmt::format("{:016x} {:016x}", job.model_hash, hash_of_weights(c.model.path)));
   n.set("data", hex(job.train.hash));
   if (job.has_eval()) n.set("eval", hex(job.eval.hash)).set("eval.max_rows", c.eval.max_rows);
   n.set("model.dtype", name_of(backend.rounds_to())).set("train.method", c.train.method);

@@ -22,17 +22,17 @@ struct RunTotals {
   int64_t n_checkpoints = 0;  // written
 
   // Of this process.
-  double own_step_seconds = 0.0;      // of step_seconds
-  double exposed_seconds = 0.0;       // of those, rank 0: communication that nothing hid
-  double start_seconds = 0.0;         // from exec to the first step
-  double first_step_seconds = 0.0;    // from exec to its end; 0: there was none
-  double save_seconds = 0.0;          // of the end
-  double stall_seconds = 0.0;         // of the steps, by checkpoints
+  double own_step_seconds = 0.0;       // of step_seconds
+  double exposed_seconds = 0.0;        // of those, rank 0: communication that nothing hid
+  double start_seconds = 0.0;          // from exec to the first step
+  double first_step_seconds = 0.0;     // from exec to its end; 0: there was none
+  double save_seconds = 0.0;           // of the end
+  double stall_seconds = 0.0;          // of the steps, by checkpoints
   double longest_stall_seconds = 0.0;  // by one
-  double wall_seconds = 0.0;          // from exec
-  int64_t peak_memory = 0;    // bytes, largest rank, as the operating system counts
-  std::string output_path;    // of the adapter, or the model; empty: none written
-  std::string last_checkpoint;  // its path; empty: none
+  double wall_seconds = 0.0;           // from exec
+  int64_t peak_memory = 0;             // bytes, largest rank, as the operating system counts
+  std::string output_path;             // of the adapter, or the model; empty: none written
+  std::string last_checkpoint;         // its path; empty: none
   int64_t output_tensors = 0;
   int exit_code = 0;
 };

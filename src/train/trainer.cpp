@@ -62,9 +62,8 @@ void Trainer::restore(const Checkpoint& checkpoint,
   std::vector<float> p, m, v;
   for (int64_t u = 0; u < trainables.n_units(); ++u) {
     const int64_t n = trainables.own_elems(u);
-    const Slice own = {state_.layout().unit_begin()[static_cast<size_t>(u)] +
-                           trainables.own_begin(u),
-                       n};
+    const Slice own = {
+        state_.layout().unit_begin()[static_cast<size_t>(u)] + trainables.own_begin(u), n};
     for (std::vector<float>* values : {&p, &m, &v}) values->resize(static_cast<size_t>(n));
     if (n == 0) continue;
     checkpoint.read(Checkpoint::Array::parameters, own, p.data());

@@ -60,8 +60,8 @@ class Trainer {
   Trainer& operator=(const Trainer&) = delete;
 
   const Arena& arena() const { return arena_; }
-  void place();   // takes the memory: all that a plan needs; not collective
-  void load();    // place(), reads the base, initialises the adapters; not collective
+  void place();  // takes the memory: all that a plan needs; not collective
+  void load();   // place(), reads the base, initialises the adapters; not collective
   // After load(): what a checkpoint of as many elements holds, of any ranks and strategy; not
   // collective. optimizer: as Captured has it.
   void restore(const Checkpoint& checkpoint, const std::array<double, kStepStates>& optimizer);
@@ -133,10 +133,10 @@ class Trainer {
   Arena::Id loss_id_;
   Tensor loss_;  // [1, 1] sum of the cross entropy of this rank's passes
   std::deque<StepUnderWay> under_way_;
-  int64_t last_step_ = 0;                         // that was begun
-  Captured known_;                                // but for the shard: of the last step known
-  std::optional<Captured> captured_;              // being copied; its step is known
-  std::optional<int64_t> captured_step_;          // being copied; it is not
+  int64_t last_step_ = 0;                 // that was begun
+  Captured known_;                        // but for the shard: of the last step known
+  std::optional<Captured> captured_;      // being copied; its step is known
+  std::optional<int64_t> captured_step_;  // being copied; it is not
   std::array<double, kPhaseNames.size()> phase_seconds_ = {};
   std::optional<double> exposed_outside_;  // seconds before the first step and in evaluations
 };
