@@ -162,9 +162,11 @@ class FaultRun {
     return result;
   }
   Result result() const {
+    std::string config = read_bytes(run_dir() + "/adapter/adapter_config.json");
+    const size_t at = config.find(root_.string());  // where this run's model lies
+    if (at != config.npos) config.erase(at, root_.string().size());
     return {text_without_times(metrics()),
-            read_bytes(run_dir() + "/adapter/adapter_config.json") +
-                read_bytes(run_dir() + "/adapter/adapter_model.safetensors")};
+            config + read_bytes(run_dir() + "/adapter/adapter_model.safetensors")};
   }
   // Done without a human: no more faults, the run ends and is the reference to the bit.
   void expect_finishes_as_if_nothing_was(const Words& more = {}) const {
