@@ -38,7 +38,8 @@ class Damaged : public testing::Test {
     int warnings = 0;
     std::istringstream lines(outcome.err);
     for (std::string line; std::getline(lines, line);)
-      warnings += line.starts_with("utrain: warning: ") && line.find(newest_) != std::string::npos;
+      warnings += line.starts_with("utrain: warning: ") && line.find(newest_) != line.npos &&
+                  line.find("damaged") != line.npos;
     EXPECT_EQ(warnings, 1) << outcome.text();
     const FaultRun::Result found = run_->result(), &wanted = FaultRun::reference();
     EXPECT_TRUE(found.adapter == wanted.adapter) << outcome.text();

@@ -14,12 +14,12 @@ struct Phase {
 
 const std::vector<Phase>& phases() {
   static const std::vector<Phase> all = {
-      {"start", "call=MPI_Allreduce nth=3"},
+      {"start", "call=MPI_Allreduce nth=8"},
       {"first step", "call=MPI_Isend nth=2"},
-      {"step", "call=MPI_Isend nth=300"},
+      {"step", "call=MPI_Isend nth=100"},
       {"save", "call=write path=/checkpoints/step-00000015 nth=2"},
       {"sync of a save", "call=fsync path=/checkpoints/step-00000020 nth=1"},
-      {"late step", "call=MPI_Isend nth=900"},
+      {"late step", "call=MPI_Isend nth=220"},
   };
   return all;
 }
@@ -60,7 +60,7 @@ TEST(Hangs, AreEndedAndNameTheRank) {
 TEST(Hangs, ASlowRankIsNone) {
   FaultRun run;
   auto launch = run.start(
-      "rank=1 call=MPI_Isend nth=200 do=sleep:2; rank=2 call=MPI_Isend nth=500 do=sleep:2; "
+      "rank=1 call=MPI_Isend nth=80 do=sleep:2; rank=2 call=MPI_Isend nth=150 do=sleep:2; "
       "rank=3 call=fsync path=/checkpoints/step-00000020 nth=1 do=sleep:3",
       4, {fmt::format("--run.hang_timeout={}", kTimeoutSeconds)});
   const Outcome outcome = launch->wait(60.0);
