@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
-#include <array>
+#include <chrono>
 #include <cstdio>
 #include <thread>
 
@@ -60,10 +60,12 @@ TEST_F(Checkpoints, ReadsAnySlice) {
 }
 
 TEST_F(Checkpoints, TheSameStateIsTheSameBytes) {
-  const std::string a = save(dir / "a", 5, layout, flat), b = save(dir / "b", 5, layout, flat);
+  const std::string a = save(dir / "a", 5, layout, flat);
+  std::this_thread::sleep_for(std::chrono::milliseconds(1100));  // HDF5 knows seconds
+  const std::string b = save(dir / "b", 5, layout, flat);
   for (const std::string& name : names_in(a)) {
     if (name == "adapter") continue;
-    EXPECT_EQ(read_bytes(a + "/" + name), read_bytes(b + "/" + name)) << name;
+    EXPECT_TRUE(read_bytes(a + "/" + name) == read_bytes(b + "/" + name)) << name;
   }
 }
 
@@ -216,7 +218,7 @@ TEST_F(Checkpoints, IndexShowsWholeTensorsToOthers) {
   ASSERT_EQ(std::system(command.c_str()), 0);
   const std::string wanted(reinterpret_cast<const char*>(&flat.m[static_cast<size_t>(t.offset)]),
                            static_cast<size_t>(t.n_elem()) * sizeof(float));
-  EXPECT_EQ(read_bytes(dir / "raw"), wanted);
+  EXPECT_TRUE(read_bytes(dir / "raw") == wanted);
 }
 
 }  // namespace

@@ -25,13 +25,21 @@ Hdf5Handle simple_space(const std::vector<hsize_t>& shape) {
   return {H5Screate_simple(static_cast<int>(shape.size()), shape.data(), nullptr), H5Sclose};
 }
 
+// Of creation, without times.
+Hdf5Handle properties(hid_t of_what) {
+  Hdf5Handle list(H5Pcreate(of_what), H5Pclose);
+  H5Pset_obj_track_times(list.id(), false);
+  return list;
+}
+
 }  // namespace
 
 Hdf5Writer::Hdf5Writer(const std::string& path) : path_(path), sink_(path) {
   hdf5_quiet_and_without_plugins();
   const Hdf5Handle access = sink_.access();
   H5Pset_libver_bounds(access.id(), H5F_LIBVER_V110, H5F_LIBVER_V110);
-  file_ = Hdf5Handle(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()), H5Fclose);
+  const Hdf5Handle creation = properties(H5P_FILE_CREATE);
+  file_ = Hdf5Handle(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation.id(), access.id()), H5Fclose);
   need(file_.valid(), "cannot be created");
 }
 
@@ -56,7 +64,7 @@ void Hdf5Writer::attribute(const std::string& name, int64_t value, const std::st
 Hdf5Handle Hdf5Writer::create(const std::string& name, const std::vector<hsize_t>& shape,
                               const std::vector<hsize_t>& chunk, hid_t type) {
   const Hdf5Handle space = simple_space(shape);
-  const Hdf5Handle creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+  const Hdf5Handle creation = properties(H5P_DATASET_CREATE);
   const Hdf5Handle access(H5Pcreate(H5P_DATASET_ACCESS), H5Pclose);
   if (H5Sget_simple_extent_npoints(space.id()) > 0) {
     H5Pset_chunk(creation.id(), static_cast<int>(chunk.size()), chunk.data());
@@ -96,10 +104,17 @@ void Hdf5Writer::write(const std::string& name, const int64_t* values, int64_t r
          fmt::format("writing {} integers of {} failed", rows * columns, name));
 }
 
+void Hdf5Writer::group(const std::string& name) {
+  const Hdf5Handle creation = properties(H5P_GROUP_CREATE);
+  const Hdf5Handle group(
+      H5Gcreate2(file_.id(), name.c_str(), H5P_DEFAULT, creation.id(), H5P_DEFAULT), H5Gclose);
+  need(group.valid(), fmt::format("creating {} failed", name));
+}
+
 void Hdf5Writer::write_virtual(const std::string& name, const std::vector<int64_t>& shape,
                                const std::string& source, const std::vector<VirtualPiece>& pieces) {
   const Hdf5Handle space = simple_space(extent(shape));
-  const Hdf5Handle creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+  const Hdf5Handle creation = properties(H5P_DATASET_CREATE);
   const std::string what = fmt::format("writing {} failed", name);
   for (const VirtualPiece& piece : pieces) {
     const std::vector<hsize_t> begin = extent(piece.begin), count = extent(piece.count);
@@ -115,11 +130,9 @@ void Hdf5Writer::write_virtual(const std::string& name, const std::vector<int64_
                                    of_source.id()) >= 0;
     need(ok, what);
   }
-  const Hdf5Handle link(H5Pcreate(H5P_LINK_CREATE), H5Pclose);
-  H5Pset_create_intermediate_group(link.id(), 1);
   const Hdf5Handle whole = simple_space(extent(shape));
   const Hdf5Handle dataset(H5Dcreate2(file_.id(), name.c_str(), H5T_IEEE_F32LE, whole.id(),
-                                      link.id(), creation.id(), H5P_DEFAULT),
+                                      H5P_DEFAULT, creation.id(), H5P_DEFAULT),
                            H5Dclose);
   need(dataset.valid(), what);
 }

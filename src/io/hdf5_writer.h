@@ -1,6 +1,6 @@
 // Writes one new HDF5 file (serial C API): metadata of the 1.10 format, which is checksummed, and
 // fletcher32 on every chunk. Every failure is Error(io) with path, bytes and the system's reason, and
-// leaves HDF5 in order. May run on any thread; HDF5's lock is held for 64 MiB at a time.
+// leaves HDF5 in order. Equal values are equal bytes: no times are stored. May run on any thread; HDF5's lock is held for 64 MiB at a time.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,8 @@ class Hdf5Writer {
   void write(const std::string& name, const float* values, int64_t n_elem);
   // values [rows, columns]
   void write(const std::string& name, const int64_t* values, int64_t rows, int64_t columns);
-  // float32 [shape]; source: the data set in the pieces' files. Groups in `name` are made.
+  void group(const std::string& name);
+  // float32 [shape]; source: the data set in the pieces' files.
   void write_virtual(const std::string& name, const std::vector<int64_t>& shape,
                      const std::string& source, const std::vector<VirtualPiece>& pieces);
   void close();  // the file is synced when this returns
