@@ -9,6 +9,7 @@
 
 #include "checkpoint/index.h"
 #include "checkpoint_cases.h"
+#include "places.h"
 
 namespace utrain {
 namespace {
@@ -219,6 +220,27 @@ TEST_F(Checkpoints, IndexShowsWholeTensorsToOthers) {
   const std::string wanted(reinterpret_cast<const char*>(&flat.m[static_cast<size_t>(t.offset)]),
                            static_cast<size_t>(t.n_elem()) * sizeof(float));
   EXPECT_TRUE(read_bytes(dir / "raw") == wanted);
+}
+
+// tools/verify shares no code with the writer.
+TEST_F(Checkpoints, VerifyTakesThem) {
+  const std::string tools = source_dir() + "/tools";
+  if (!std::filesystem::exists(tools + "/.venv/bin/python")) GTEST_SKIP() << "no tools/.venv";
+  const auto verify = [&](const std::string& arguments) {
+    const int status = std::system(
+        fmt::format("cd / && {}/verify {} > {} 2>&1", tools, arguments, dir / "out").c_str());
+    return WEXITSTATUS(status);
+  };
+  const FlatState other(layout, 2);
+  const std::string three = save(place(), 1, layout, flat, {3, 1.5}),
+                    two = save(place(), 2, layout, flat, {2}),
+                    changed = save(place(), 3, layout, other, {1});
+  EXPECT_EQ(verify(three), 0) << read_bytes(dir / "out");
+  EXPECT_NE(read_bytes(dir / "out").find("eval loss  1.5"), std::string::npos);
+  EXPECT_EQ(verify(three + " " + two), 0) << read_bytes(dir / "out");
+  EXPECT_EQ(verify(three + " " + changed), 1) << read_bytes(dir / "out");
+  std::filesystem::resize_file(two + "/index.h5", 100);
+  EXPECT_EQ(verify(two), 5) << read_bytes(dir / "out");
 }
 
 }  // namespace
