@@ -146,7 +146,6 @@ inline const std::vector<Case>& not_in_this_version() {
       {"[checkpoint]\nkeep = 5", {"in.toml:2:8: checkpoint.keep"}},
       {"[checkpoint]\nresume = \"run/checkpoints/step-1\"", {"in.toml:2:10: checkpoint.resume"}},
       {"[log]\ntensorboard = true", {"in.toml:2:15: log.tensorboard"}},
-      {"[run]\nhang_timeout = 60", {"in.toml:2:16: run.hang_timeout"}},
   };
   return cases;
 }

@@ -69,6 +69,7 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   Config config;
   world.agree("the build of utrain", build_identity());
   world.together([&] { config = read_config(command_line.input, command_line.overrides); });
+  world.watchdog().set_timeout(config.run.hang_timeout);
   world.agree("the configuration", print_config(config));
   world.together([&] {
     p.job = std::make_unique<Job>(read_job(config, world.size()));
@@ -97,6 +98,7 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
     p.trainer = std::make_unique<Trainer>(*p.job, backend, groups, p.policy, p.passes_together);
     check_host_memory(p.trainer->arena(), p.machine);
   });
+  p.trainer->set_progress([&world] { world.watchdog().progress(); });
   p.facts = {p.machine.description,   backend.dtype(),    world.size(),
              world.n_nodes(),         world.hosts(),      p.machine.gpus,
              p.machine.distinct_gpus, p.machine.warnings, p.machine.reserve_bytes(),
@@ -117,6 +119,7 @@ class Run {
       : p_(prepared), world_(world), n_steps_(n_steps), dry_run_(dry_run) {
     const Config& c = p_.job->config;
     world_.first_rank([&] { directory_.emplace(c.run.dir, c.run.overwrite, dry_run_); });
+    world_.watch_in(c.run.dir);
     if (world_.rank() == 0) progress_.emplace(n_steps_, c.log.every, c.is_given("log.every"));
   }
 
@@ -126,6 +129,7 @@ class Run {
     for (int64_t step = 1; step <= n_steps_; ++step) {
       const bool evaluates =
           p_.job->has_eval() && ((every > 0 && step % every == 0) || step == n_steps_);
+      world_.watchdog().enter(RunPhase::step, step);
       for (const StepStats& stats : p_.trainer->train_step(step)) report(stats);
       if (!evaluates && step < n_steps_) continue;
       for (const StepStats& stats : p_.trainer->finish_steps()) report(stats);
@@ -143,6 +147,7 @@ class Run {
 
   void save() {
     const auto begin = Clock::now();
+    world_.watchdog().enter(RunPhase::save, n_steps_);
     if (p_.job->is_full()) {
       const std::string path = world_.broadcast(directory_ ? directory_->model_path() : "");
       const SavedModel saved = save_model(path, p_.job->config.model.path,
@@ -167,6 +172,7 @@ class Run {
   }
 
   void finish(ExitCode code) {
+    world_.watchdog().enter(RunPhase::end, totals_.steps);
     totals_.exit_code = static_cast<int>(code);
     totals_.wall_seconds = seconds_since_exec();
     const std::vector<double> peaks = world_.gather(static_cast<double>(peak_memory()));
@@ -188,6 +194,7 @@ class Run {
  private:
   void report(const StepStats& stats) {
     count(stats);
+    world_.watchdog().step_took(stats.seconds);
     if (directory_) directory_->write_metrics(stats);
     if (progress_) progress_->step(stats);
     bad_steps_ = stats.skipped && !stats.overflowed ? bad_steps_ + 1 : 0;
@@ -212,6 +219,7 @@ class Run {
   }
 
   void evaluate(int64_t step) {
+    world_.watchdog().enter(RunPhase::evaluate, step);
     const EvalStats stats = p_.trainer->evaluate([&] {
       if (progress_) progress_->busy(fmt::format("step {}: evaluating", step));
     });
@@ -249,6 +257,7 @@ void train(const CommandLine& command_line, const World& world) {
   const bool dry = command_line.dry_run > 0;
   const int64_t n_steps =
       dry ? std::min(command_line.dry_run, p.job->total_steps) : p.job->total_steps;
+  world.watchdog().enter(RunPhase::load);
   world.together([&] { p.trainer->load(); });
   p.trainer->loaded();
   Run run(p, world, n_steps, dry);  // last, so that nothing is written where loading fails
@@ -297,6 +306,7 @@ ExitCode run_command(const CommandLine& command_line, const World& world) {
       fmt::print("{}: everything checked, nothing found wrong\n", command_line.input);
   } else if (!command_line.dump.empty()) {
     Prepared p = prepare(command_line, world);
+    world.watchdog().enter(RunPhase::load);
     world.together([&] { p.trainer->load(); });
     p.trainer->loaded();
     write_dump(command_line.dump, *p.job, *p.trainer, world);
