@@ -57,7 +57,7 @@ Words Damaged::files_;
 
 TEST_F(Damaged, BitsFlipped) {
   Campaign campaign("F5 bit flips");
-  for (int i = 0; i < count_of(8, 300) && !HasFailure(); ++i) {
+  for (int i = 0; i < count_of(6, 300) && !HasFailure(); ++i) {
     put_back();
     const std::string file = files_[static_cast<size_t>(i) % files_.size()];
     std::string bytes = read_bytes(path(file));

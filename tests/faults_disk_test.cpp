@@ -26,7 +26,7 @@ TEST(Disk, FailsAtSomeCallOfASave) {
   const Words errors = {"enospc", "eio", "edquot"};
   const auto of_rank_0 = static_cast<int64_t>(run.calls_of(0, "/checkpoints").size());
   const auto of_others = static_cast<int64_t>(run.calls_of(2, "/checkpoints").size());
-  for (int i = 0; i < count_of(6, 60) && !testing::Test::HasFailure(); ++i) {
+  for (int i = 0; i < count_of(4, 60) && !testing::Test::HasFailure(); ++i) {
     const auto rank = i % 2 == 0 ? 0 : campaign.below(4);
     const bool writes_alone = campaign.below(2) == 0;
     // Half-way on: two checkpoints are there.

@@ -1,5 +1,5 @@
 // A library that stands before the system's in the ranks of a job (LD_PRELOAD) and makes one call of
-// one rank go wrong (injector.h), so that the program itself needs no hook. Here: files.
+// one rank go wrong (injector.h), so that the program itself needs no hook. Here: files, and computing.
 #include <dlfcn.h>
 #include <stdarg.h>
 #include <sys/stat.h>
@@ -258,6 +258,14 @@ int renameat2(int from_dir, const char* from, int to_dir, const char* to, unsign
   return renamed(
       path_at(from_dir, from), path_at(to_dir, to),
       [&] { return real(from_dir, from, to_dir, to, flags); }, flags);
+}
+
+// Computing, which every rank does between its calls. Enumerations are int here.
+void cblas_sgemm(int layout, int transa, int transb, int m, int n, int k, float alpha,
+                 const float* a, int lda, const float* b, int ldb, float beta, float* c, int ldc) {
+  static const auto real = next(&cblas_sgemm, "cblas_sgemm");
+  faults().meet("cblas_sgemm", "");
+  real(layout, transa, transb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
 }  // extern "C"
