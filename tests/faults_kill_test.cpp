@@ -107,7 +107,7 @@ TEST(Killed, BeforeEachCallOfASave) {
       for (const auto& [name, nth] : points) numbers.push_back(nth);
     }
     const auto n = static_cast<int64_t>(numbers.size());
-    const int64_t wanted = std::min<int64_t>(n, count_of(rank == 0 ? 8 : 2, 1000));
+    const int64_t wanted = std::min<int64_t>(n, count_of(rank == 0 ? 6 : 2, 1000));
     ASSERT_GE(n, 3);
     for (int64_t i = 0; i < wanted; ++i) {
       const int64_t nth = numbers[static_cast<size_t>(i * n / wanted)];
@@ -135,7 +135,7 @@ TEST(Killed, ByAPowerCut) {
   FaultRun run;
   const std::vector<Struck> calls = run.calls_of(0, "/checkpoints");
   const auto n_calls = static_cast<int64_t>(calls.size());
-  for (int i = 0; i < count_of(5, 60); ++i) {
+  for (int i = 0; i < count_of(4, 60); ++i) {
     // After the third save, so that one of them must be safe.
     const int64_t nth = n_calls / 2 + campaign.below(n_calls / 2);
     const std::string fault =

@@ -35,7 +35,7 @@ TEST(Stopped, ByASignalToOneRank) {
   Campaign campaign("F6 signals");
   FaultRun run;
   const std::vector<int> signals = {SIGUSR1, SIGTERM, SIGINT};
-  const int n = count_of(5, 27);
+  const int n = count_of(4, 27);
   for (int i = 0; i < n && !testing::Test::HasFailure(); ++i) {
     const Moment& moment = moments()[static_cast<size_t>(i) % 3];
     const int signal = signals[static_cast<size_t>(i / 3 + i) % 3];
