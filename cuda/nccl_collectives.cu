@@ -20,6 +20,7 @@
 #include "handle.h"
 #include "nccl_communicator.h"
 #include "nccl_lane.h"
+#include "peer_memory.h"
 #include "rank_sum.h"
 #include "waits.h"
 
@@ -30,18 +31,6 @@ constexpr int64_t kPartAlignment = 256;
 constexpr int64_t kScalarBytes = 8;
 constexpr int64_t kEnds = 256;
 
-// x as a flat view of its n elements.
-Tensor flat(const Tensor& x, int64_t n) {
-  ASSERT(x.n_elem() == n && x.contiguous() && (n == 0 || x.data != nullptr));
-  return make_tensor(x.data, x.dtype, 1, n);
-}
-
-int64_t free_bytes() {
-  size_t free = 0, total = 0;
-  CUDA_CHECK(cudaMemGetInfo(&free, &total));
-  return static_cast<int64_t>(free);
-}
-
 class NcclCollectives : public Collectives {
  public:
   NcclCollectives(int rank, int size, Backend& backend, const NcclOptions& options)
@@ -49,7 +38,7 @@ class NcclCollectives : public Collectives {
         size_(size),
         timeout_s_(options.timeout_s),
         backend_stream_(cuda::stream_of(backend)),
-        free_at_start_(free_bytes()),
+        free_at_start_(cuda::free_bytes()),
         lane_(lane_of(size, options)),
         lane_bytes_(options.beside == nullptr ? lane_->scratch_bytes : 0),
         backend_reached_(cuda::make_event()),
@@ -71,7 +60,7 @@ class NcclCollectives : public Collectives {
     comm_.emplace(id, rank_, size_);
     lane_->communicators.push_back(&*comm_);
     take_memory();
-    reserve_bytes_ = std::max(lane_bytes_, free_at_start_ - free_bytes());
+    reserve_bytes_ = std::max(lane_bytes_, free_at_start_ - cuda::free_bytes());
     deadline_ = Clock::time_point::max();
   }
 
@@ -165,6 +154,27 @@ class NcclCollectives : public Collectives {
     gather_scalars(int64_t{0});
   }
 
+  void share(std::span<const Tensor> shards) override {
+    if (size_ == 1) return;
+    CUDA_CHECK(cudaStreamSynchronize(backend_stream_));  // they are written
+    auto peers =
+        cuda::PeerMemory::open(shards, rank_, size_, [this](std::byte* all, int64_t bytes) {
+          gather_bytes(all, all + rank_ * bytes, bytes);
+          wait_on_host();
+        });
+    // Where one cannot, all gather.
+    if (all_reduce_max(peers == nullptr) == 0) peers_.push_back(std::move(peers));
+  }
+
+  // A gather of a few bytes: what is queued after it begins when all ranks have reached it.
+  void shared_changed() override {
+    if (peers_.empty()) return;
+    begin();
+    auto* device = static_cast<std::byte*>(scalars_.get());
+    gather_bytes(device, device + rank_ * kScalarBytes, kScalarBytes);
+    queued();
+  }
+
  private:
   static std::shared_ptr<cuda::Lane> lane_of(int size, const NcclOptions& options) {
     if (options.beside == nullptr)
@@ -248,6 +258,9 @@ class NcclCollectives : public Collectives {
     ASSERT(shard.dtype == whole.dtype);
     const int64_t n = whole.cols;
     if (n == 0) return;
+    for (const auto& peers : peers_) {
+      if (peers->gather(whole, shard, stream())) return;
+    }
     if (n % (size_ * kBlock) == 0)
       gather_bytes(whole.data, shard.data, shard.cols * size_of(shard.dtype));
     else
@@ -345,6 +358,7 @@ class NcclCollectives : public Collectives {
   std::optional<cuda::NcclCommunicator> comm_;  // from connect on; goes first
   int64_t waited_for_ = 0;                      // number of a call that the backend already follows
   int64_t reserve_bytes_ = 0;
+  std::vector<std::unique_ptr<cuda::PeerMemory>> peers_;  // [calls of share]
 };
 
 }  // namespace

@@ -22,6 +22,12 @@ inline Stream make_urgent_stream() {
   return Stream(stream);
 }
 
+inline int64_t free_bytes() {
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(free);
+}
+
 struct Lane {
   Stream stream;
   int64_t scratch_bytes;

@@ -108,6 +108,13 @@ void ModelState::set_adapters(const float* flat) {
   }
 }
 
+void ModelState::loaded() {
+  trainables_->parameters_changed();
+  const bool unit_by_unit = trainables_->is_offloaded();  // the values are then updated so
+  if (!full_ || !unit_by_unit) images_->share();
+  if (!full_ && !unit_by_unit) adapter_values_->share();
+}
+
 std::vector<float> ModelState::parameters_on_host() {
   std::vector<float> flat;
   for (int64_t u = 0; u < layout_.n_units(); ++u) {

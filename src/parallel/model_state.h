@@ -37,7 +37,7 @@ class ModelState {
   // flat [layout().n_elem()]: the adapters' parameters. Method::lora.
   void set_adapters(const float* flat);
   // Brings what the model computes with up to date. Collective; after load and set_adapters.
-  void loaded() { trainables_->parameters_changed(); }
+  void loaded();
 
   const TrainableLayout& layout() const { return layout_; }
   const Adapters& adapters() const { return adapters_; }

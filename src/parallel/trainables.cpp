@@ -8,8 +8,10 @@ namespace utrain {
 
 namespace {
 
-// 16 MB: some hundred microseconds of a link, so that few layers wait for the end.
-constexpr int64_t kBucketElems = int64_t{4} << 20;
+// 64 MB. A sum beside the backward pass holds multiprocessors until the slowest rank has come to it,
+// and a product that finds them taken runs up to twice as long: few sums, and a last one that a
+// link does in a millisecond.
+constexpr int64_t kBucketElems = int64_t{16} << 20;
 
 }  // namespace
 
