@@ -105,6 +105,7 @@ class RecordingBackend : public Backend {
             const LossScaling& scaling) override;
   void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
                     const Tensor& state, const AdamW& options) override;
+  void checksum(const Tensor& sum, const Tensor& x) override;
 
  private:
   static constexpr int64_t kKeptBytes = int64_t{64} << 20;
