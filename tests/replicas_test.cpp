@@ -27,7 +27,7 @@ TEST(Differences, AreNoneWhereAllIsEqual) {
 }
 
 TEST(Differences, AreOfTheFewer) {
-  const std::string values = "the weights that are computed with of ";
+  const std::string values = "the working weights of ";
   EXPECT_EQ(values_of({"5", "5", "6", "5"}),
             values + "rank 2 on node1 are not those of the other ranks");
   EXPECT_EQ(values_of({"6", "5", "5", "7", "5"}),
@@ -35,7 +35,7 @@ TEST(Differences, AreOfTheFewer) {
 }
 
 TEST(Differences, NameAllWhereNobodyCanTell) {
-  const std::string values = "the weights that are computed with of ";
+  const std::string values = "the working weights of ";
   EXPECT_EQ(values_of({"5", "6"}),
             values + "ranks 0 on node0, 1 on node0 differ, and which are right cannot be told");
   EXPECT_EQ(values_of({"5", "6", "6", "5", "1"}),
@@ -46,7 +46,7 @@ TEST(Differences, NameAllWhereNobodyCanTell) {
 
 TEST(Differences, OfWhatChangedNameItAlone) {
   EXPECT_EQ(differences({text_of("0/1 7 1"), text_of("0/1 8 0")}, hosts(2)),
-            "the frozen base of rank 1 on node0 is not what was loaded");
+            "the frozen base weights of rank 1 on node0 are not what was loaded");
 }
 
 TEST(Differences, AreOfEqualSlicesAlone) {
@@ -54,7 +54,7 @@ TEST(Differences, AreOfEqualSlicesAlone) {
                        text_of("1/2 8 1"), text_of("0/2 9 1")};
   EXPECT_EQ(differences({nodes.begin(), nodes.begin() + 4}, hosts(4)), "");
   EXPECT_EQ(differences(nodes, hosts(5)),
-            "the frozen base of rank 4 on node2 are not those of the other ranks");
+            "the frozen base weights of rank 4 on node2 are not those of the other ranks");
 }
 
 TEST(Differences, AreListedUpToEight) {
@@ -96,7 +96,7 @@ TEST_F(InRanks, AFlippedBitOfTheBaseIsFoundUnderEveryStrategy) {
     SCOPED_TRACE(fmt::format("{}", fmt::join(strategy, " ")));
     expect_named(
         launch_failing(4, memory_fault(ReplicaKind::base, 2, 3), arguments("llama", strategy), 2),
-        "step 10", "the frozen base of rank 2 on ");
+        "step 10", "the frozen base weights of rank 2 on ");
   }
 }
 
@@ -128,7 +128,7 @@ TEST_F(InRanks, OfTwoBothAreNamed) {
 
 TEST_F(InRanks, OneAloneKnowsItsBase) {
   expect_named(launch_failing(1, memory_fault(ReplicaKind::base, 0, 3), arguments("llama", {})),
-               "step 10", "the frozen base of rank 0 on ");
+               "step 10", "the frozen base weights of rank 0 on ");
 }
 
 // The whole program: gradients, or gathered weights, that arrive changed at one rank.
@@ -137,14 +137,14 @@ TEST_F(InRanks, WhatArrivesChangedIsFoundAfterTheLastStep) {
     SCOPED_TRACE(strategy);
     const Words words = arguments("llama", {fmt::format("--parallel.strategy={}", strategy)});
     expect_named(launch_failing(4, "links 3", words), "step 10",
-                 "the weights that are computed with of rank 3 on ");
+                 "the working weights of rank 3 on ");
   }
 }
 
 TEST_F(InRanks, AndEveryHundredSteps) {
   const Words words = arguments("llama", {"--train.max_steps=150"});
   expect_named(launch_failing(4, "links 3", words), "step 100",
-               "the weights that are computed with of rank 3 on ");
+               "the working weights of rank 3 on ");
 }
 
 TEST_F(InRanks, NothingIsFoundWhereAllIsWell) {

@@ -112,7 +112,7 @@ std::string differences(const std::vector<std::string>& texts,
         by_slice[s.slice][s.sum].push_back(rank);
     }
     if (!changed.empty())
-      add(fmt::format("the {} of {} is not what was loaded", kReplicaNames[kind],
+      add(fmt::format("the {} of {} are not what was loaded", kReplicaNames[kind],
                       list_of(changed, hosts)));
     for (const auto& [slice, by_sum] : by_slice)
       if (by_sum.size() > 1) add(difference(kReplicaNames[kind], by_sum, hosts));

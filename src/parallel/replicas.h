@@ -17,7 +17,7 @@ namespace utrain {
 
 enum class ReplicaKind { base, values, parameters, moments };
 inline constexpr std::array<const char*, 4> kReplicaNames = {
-    "frozen base", "weights that are computed with", "parameters", "Adam's moments"};
+    "frozen base weights", "working weights", "parameters", "Adam moments"};
 
 // Of one kind, what this rank has on its device; nothing where it shares it with no rank.
 struct Replica {
