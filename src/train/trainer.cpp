@@ -21,6 +21,7 @@ Trainer::Trainer(const Job& job, Backend& backend, const Groups& groups,
       model_(job.architecture, state_.parts(), activations_, backend, arena_,
              {job.longest_document(), job.dropout()}),
       optimizer_(job.config.train, state_.trainables(), backend, arena_),
+      replicas_(backend, arena_),
       device_pass_(backend, arena_, job.pass_capacity(), passes_together),
       loss_id_(arena_.declare("loss", backend.loss_dtype(), 1, 1, MemoryClass::workspace)) {}
 
@@ -32,6 +33,7 @@ void Trainer::place() {
   activations_.bind(arena_);
   model_.bind(arena_);
   optimizer_.bind(arena_);
+  replicas_.bind(arena_, state_.replicas());
   device_pass_.bind(arena_);
   loss_ = arena_[loss_id_];
 }
@@ -54,6 +56,7 @@ void Trainer::load() {
 
 void Trainer::loaded() {
   state_.loaded();
+  replicas_.loaded();
 }
 
 std::vector<StepStats> Trainer::train_step(int64_t step) {
@@ -84,6 +87,7 @@ std::vector<StepStats> Trainer::train_step(int64_t step) {
 
   // 5. What the device found is read when it is there; it goes on meanwhile.
   now.state = optimizer_.state_begin();
+  if (step % kReplicasEvery == 0) now.replicas = replicas_.begin();
   now.stats.step = step;
   now.stats.epoch = static_cast<double>(step) / static_cast<double>(job_.steps_per_epoch);
   now.stats.lr = lr;
@@ -100,6 +104,10 @@ std::vector<StepStats> Trainer::finish_steps() {
   return collect(0);
 }
 
+std::string Trainer::replicas() {
+  return replicas_.end(replicas_.begin());
+}
+
 // Waits until at most under_way steps are.
 std::vector<StepStats> Trainer::collect(size_t under_way) {
   std::vector<StepStats> known;
@@ -112,6 +120,7 @@ std::vector<StepStats> Trainer::collect(size_t under_way) {
     stats.grad_norm = at(StepState::grad_norm);
     stats.skipped = at(StepState::is_finite) == 0.0;
     stats.overflowed = at(StepState::overflowed) != 0.0;
+    if (step.replicas) stats.replicas = replicas_.end(*step.replicas);
     stats.seconds = backend_.seconds(step.start, step.end);
     add_seconds(Phase::forward_backward, backend_.seconds(step.start, step.accumulated));
     add_seconds(Phase::reduce, backend_.seconds(step.accumulated, step.reduced));
