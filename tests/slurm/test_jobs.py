@@ -156,8 +156,8 @@ class JobScripts(unittest.TestCase):
     def test_cancelled_stays_cancelled(self):
         job = submit("cancelled", **LONG).wait_for_step()
         slurm.run("scancel", job.id)
-        job.wait_until(lambda: "saved; not started again" in job.text(), 20, "saved")
-        self.check(job, "CANCELLED", 0, 0)
+        job.wait_until(lambda: "saved; not started again" in job.text() and job.field("ExitCode") == "75:0", 20, "saved")
+        self.check(job, "CANCELLED", 75, 0)
 
     def test_preempted_continues(self):
         job = submit("preempted", "--exclusive", script="preemptible.sh", **LONG).wait_for_step()
