@@ -147,7 +147,6 @@ inline const std::vector<Case>& not_in_this_version() {
       {"[checkpoint]\nresume = \"run/checkpoints/step-1\"", {"in.toml:2:10: checkpoint.resume"}},
       {"[log]\ntensorboard = true", {"in.toml:2:15: log.tensorboard"}},
       {"[run]\nhang_timeout = 60", {"in.toml:2:16: run.hang_timeout"}},
-      {"[run]\nmax_hours = 1.5", {"in.toml:2:13: run.max_hours"}},
   };
   return cases;
 }

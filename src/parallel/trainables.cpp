@@ -86,10 +86,8 @@ void Trainables::bind(const Arena& arena) {
 
 // Elements [begin, begin + n) of what this rank updates of a unit.
 Trainables::Part Trainables::part(int64_t u, int64_t begin, int64_t n, bool decays) const {
-  const auto m = host_ ? host_->m(u) : update_.own_of_shard(m_, u);
-  const auto v = host_ ? host_->v(u) : update_.own_of_shard(v_, u);
   const auto g = host_ ? host_->g(u) : own_gradients(u);
-  return {parameters(u).columns(begin, n), m.columns(begin, n), v.columns(begin, n),
+  return {parameters(u).columns(begin, n), m(u).columns(begin, n), v(u).columns(begin, n),
           g.columns(begin, n), decays};
 }
 
@@ -252,17 +250,29 @@ void Trainables::update_unit(int64_t u) {
   host_->send(u, own_values(u));
 }
 
-void Trainables::set_parameters(int64_t u, const float* own_of_unit) {
-  const Tensor own = parameters(u);
+void Trainables::set_parameters(int64_t u, const float* own) {
   if (host_) {
     finish_update();
     host_->wait_for_sent();
-    from_float(own.dtype, own_of_unit, own.cols, own.data);
+  }
+  set(parameters(u), own);
+}
+
+void Trainables::set_moments(int64_t u, const float* m, const float* v) {
+  finish_update();
+  set(this->m(u), m);
+  set(this->v(u), v);
+}
+
+// x: of what update_backend() computes on.
+void Trainables::set(const Tensor& x, const float* values) {
+  if (host_) {
+    from_float(x.dtype, values, x.cols, x.data);
     return;
   }
-  std::vector<std::byte> bytes(static_cast<size_t>(own.cols * size_of(own.dtype)));
-  from_float(own.dtype, own_of_unit, own.cols, bytes.data());
-  backend_.upload(own.data, bytes.data(), static_cast<int64_t>(bytes.size()));
+  std::vector<std::byte> bytes(static_cast<size_t>(x.cols * size_of(x.dtype)));
+  from_float(x.dtype, values, x.cols, bytes.data());
+  backend_.upload(x.data, bytes.data(), static_cast<int64_t>(bytes.size()));
 }
 
 std::vector<float> Trainables::on_host(const Tensor& x) const {

@@ -22,6 +22,8 @@ Trainer::Trainer(const Job& job, Backend& backend, const Groups& groups,
              {job.longest_document(), job.dropout()}),
       optimizer_(job.config.train, state_.trainables(), backend, arena_),
       device_pass_(backend, arena_, job.pass_capacity(), passes_together),
+      copy_(state_.layout(), state_.trainables(), collectives_, backend, arena_,
+            job.config.checkpoint.every > 0),
       loss_id_(arena_.declare("loss", backend.loss_dtype(), 1, 1, MemoryClass::workspace)) {}
 
 void Trainer::place() {
@@ -33,6 +35,7 @@ void Trainer::place() {
   model_.bind(arena_);
   optimizer_.bind(arena_);
   device_pass_.bind(arena_);
+  copy_.bind(arena_);
   loss_ = arena_[loss_id_];
 }
 
@@ -50,6 +53,26 @@ void Trainer::load() {
     init_trainables(state_.layout(), seed, flat.data());
   }
   state_.set_adapters(flat.data());
+}
+
+void Trainer::restore(const Checkpoint& checkpoint,
+                      const std::array<double, kStepStates>& optimizer) {
+  ASSERT(checkpoint.n_elem() == state_.layout().n_elem());
+  Trainables& trainables = state_.trainables();
+  std::vector<float> p, m, v;
+  for (int64_t u = 0; u < trainables.n_units(); ++u) {
+    const int64_t n = trainables.own_elems(u);
+    const Slice own = {
+        state_.layout().unit_begin()[static_cast<size_t>(u)] + trainables.own_begin(u), n};
+    for (std::vector<float>* values : {&p, &m, &v}) values->resize(static_cast<size_t>(n));
+    if (n == 0) continue;
+    checkpoint.read(Checkpoint::Array::parameters, own, p.data());
+    checkpoint.read(Checkpoint::Array::m, own, m.data());
+    checkpoint.read(Checkpoint::Array::v, own, v.data());
+    trainables.set_parameters(u, p.data());
+    trainables.set_moments(u, m.data(), v.data());
+  }
+  optimizer_.set_state(optimizer);
 }
 
 void Trainer::loaded() {
@@ -79,12 +102,13 @@ std::vector<StepStats> Trainer::train_step(int64_t step) {
   // in the schedule.
   const double lr =
       options.lr * schedule_factor(options.schedule, step, job_.total_steps, options.warmup_steps);
+  copy_.keep();
   optimizer_.step(loss_, lr);
   now.end = backend_.moment();
 
   // 5. What the device found is read when it is there; it goes on meanwhile.
   now.state = optimizer_.state_begin();
-  now.stats.step = step;
+  last_step_ = now.stats.step = step;
   now.stats.epoch = static_cast<double>(step) / static_cast<double>(job_.steps_per_epoch);
   now.stats.lr = lr;
   now.stats.target_tokens = batch.n_targets;
@@ -107,6 +131,7 @@ std::vector<StepStats> Trainer::collect(size_t under_way) {
     const StepUnderWay& step = under_way_.front();
     StepStats stats = step.stats;
     const auto state = optimizer_.state_end(step.state);
+    know(stats.step, state);
     const auto at = [&](StepState i) { return state[static_cast<size_t>(i)]; };
     stats.loss = at(StepState::loss) / static_cast<double>(stats.target_tokens);
     stats.grad_norm = at(StepState::grad_norm);
@@ -119,6 +144,31 @@ std::vector<StepStats> Trainer::collect(size_t under_way) {
     known.push_back(stats);
   }
   return known;
+}
+
+void Trainer::know(int64_t step, const std::array<double, kStepStates>& state) {
+  known_ = {step, state, {}};
+  if (captured_step_ != step) return;
+  captured_ = known_;
+  captured_step_.reset();
+}
+
+void Trainer::capture() {
+  copy_.begin();
+  captured_.reset();
+  captured_step_.reset();
+  if (known_.step == last_step_)
+    captured_ = known_;
+  else
+    captured_step_ = last_step_;
+}
+
+std::optional<Captured> Trainer::captured(bool wait) {
+  if (!captured_) return std::nullopt;
+  if (wait) copy_.wait();
+  if (!wait && backend_.is_asynchronous() && known_.step <= captured_->step) return std::nullopt;
+  captured_->shard = copy_.state();
+  return captured_;
 }
 
 void Trainer::accumulate_gradients(const BatchPlan::Step& batch, const Tensor& loss_scale) {

@@ -8,12 +8,14 @@
 #include <functional>
 #include <optional>
 
+#include "checkpoint/read.h"
 #include "comm/collectives.h"
 #include "model/transformer.h"
 #include "parallel/model_state.h"
 #include "train/device_pass.h"
 #include "train/job.h"
 #include "train/optimizer.h"
+#include "train/state_copy.h"
 
 namespace utrain {
 
@@ -41,6 +43,14 @@ enum class Phase { forward_backward, reduce, optimizer, evaluation };
 inline constexpr std::array<const char*, 4> kPhaseNames = {"forward_backward", "reduce",
                                                            "optimizer", "evaluation"};
 
+// What a rank gives to a checkpoint: what a step left. shard lies in the trainer's memory and stays
+// until the next capture().
+struct Captured {
+  int64_t step = 0;
+  std::array<double, kStepStates> optimizer = {};  // indexed by StepState
+  ShardState shard;
+};
+
 class Trainer {
  public:
   // Declares all memory. policy: see choose_recompute; passes_together: see choose_passes.
@@ -50,14 +60,22 @@ class Trainer {
   Trainer& operator=(const Trainer&) = delete;
 
   const Arena& arena() const { return arena_; }
-  void place();   // takes the memory: all that a plan needs; not collective
-  void load();    // place(), reads the base, initialises the adapters; not collective
-  void loaded();  // after load() on every rank
+  void place();  // takes the memory: all that a plan needs; not collective
+  void load();   // place(), reads the base, initialises the adapters; not collective
+  // After load(): what a checkpoint of as many elements holds, of any ranks and strategy; not
+  // collective. optimizer: as Captured has it.
+  void restore(const Checkpoint& checkpoint, const std::array<double, kStepStates>& optimizer);
+  void loaded();  // after load() and restore() on every rank
 
-  // Steps from 1, each once and in order. Returns what has become known since the last call: on a
+  // Steps from 1, or the one after what was restored, each once and in order. Returns what has become known since the last call: on a
   // GPU the step before, so that the host is never waited for.
   std::vector<StepStats> train_step(int64_t step);
   std::vector<StepStats> finish_steps();  // waits for the rest
+  // Begins a copy of what the last step left, beside the steps that follow.
+  void capture();
+  // That copy, once it and the numbers of its step are there: on a GPU, when the step after it is
+  // known. wait: now, after finish_steps().
+  std::optional<Captured> captured(bool wait);
   // Cross entropy over the evaluation rows, without dropout. tick: called now and then, for
   // progress.
   EvalStats evaluate(const std::function<void()>& tick = {});
@@ -94,6 +112,7 @@ class Trainer {
                                  const RowsOfPasses& passes, size_t first);
   double flops_of(const BatchPlan::Step& batch) const;
   std::vector<StepStats> collect(size_t under_way);
+  void know(int64_t step, const std::array<double, kStepStates>& state);
   void add_seconds(Phase phase, double seconds);
   double loss_on_host() const;
 
@@ -110,9 +129,14 @@ class Trainer {
   Transformer model_;
   Optimizer optimizer_;
   DevicePass device_pass_;
+  StateCopy copy_;
   Arena::Id loss_id_;
   Tensor loss_;  // [1, 1] sum of the cross entropy of this rank's passes
   std::deque<StepUnderWay> under_way_;
+  int64_t last_step_ = 0;                 // that was begun
+  Captured known_;                        // but for the shard: of the last step known
+  std::optional<Captured> captured_;      // being copied; its step is known
+  std::optional<int64_t> captured_step_;  // being copied; it is not
   std::array<double, kPhaseNames.size()> phase_seconds_ = {};
   std::optional<double> exposed_outside_;  // seconds before the first step and in evaluations
 };
