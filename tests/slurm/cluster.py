@@ -93,6 +93,7 @@ class Cluster:
         self.host = socket.gethostname().partition(".")[0]
         self.environment = dict(os.environ, PATH=SEARCHED, SLURM_CONF=str(self.directory / "slurm.conf"))
         self.daemons = []
+        self.is_closing = False
         libc = ctypes.CDLL(None)
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.die_with_parent = lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -116,6 +117,7 @@ class Cluster:
             ("socket", "socket"), ("key-file", "key"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"))))
         self.wait_for("munged's socket", lambda: (self.directory / "munge.socket").exists(), 10)
         self.daemon("slurmctld", "-D")
+        self.started = time.monotonic()
         self.daemon("slurmd", "-D", "-N", self.host)
         self.wait_for("an idle node", lambda: "idle" in self.run("sinfo", "--noheader", "--format=%T").stdout.split(), 30)
 
@@ -140,6 +142,7 @@ class Cluster:
 
     def close(self):
         """Ends every descendant: first the jobs by Slurm's own means, then whatever is left."""
+        self.is_closing = True
         if len(self.daemons) == 3:
             self.run("scancel", "--user=root")
         for daemon in reversed(self.daemons):

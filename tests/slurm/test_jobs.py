@@ -1,12 +1,15 @@
-"""The scripts of jobs/ under a real Slurm: what is requeued and what is not, with a stand-in for utrain; and utrain itself
-stopped at the time limit, requeued and continued to the same curve and adapter. About 90 s, most of it waiting for the limit:
-Slurm looks at limits every 30 s from its start, so jobs stopped at theirs are submitted first and waited for last."""
+"""The scripts of jobs/ under a real Slurm: with a stand-in for utrain what is requeued and what is not, and utrain itself
+stopped ahead of its time limit, requeued and continued to the same curve and adapter. About 90 s."""
+import concurrent.futures
 import json
 import os
 import pathlib
+import re
 import signal
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
@@ -17,10 +20,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 STAND_IN = str(ROOT / "tests/slurm/stand_in.py")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL"}
 slurm = None
+limited = None  # the run that is stopped at its limit: most of it is waiting, so it goes on beside the other tests
 
 
 def setUpModule():
-    global slurm
+    global slurm, limited
     why_not = cluster.why_not()
     if why_not:
         # Where tools/packages could have installed it, a Slurm that is missing is a failure.
@@ -33,6 +37,8 @@ def setUpModule():
     unittest.addModuleCleanup(slurm.close)
     slurm.environment.update(OMP_NUM_THREADS="1", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
                              UTRAIN_MPIRUN_FLAGS="--oversubscribe --bind-to none")
+    steps = steps_in(20)  # before anything else runs here
+    limited = concurrent.futures.ThreadPoolExecutor().submit(stop_at_limit, steps)
 
 
 class Job:
@@ -49,7 +55,7 @@ class Job:
     def wait_until(self, there, seconds, what):
         end = time.monotonic() + seconds
         while not there():
-            if time.monotonic() > end:
+            if slurm.is_closing or time.monotonic() > end:
                 raise AssertionError(f"job {self.id} is not {what} after {seconds} s\n{self.text()}\n{self.field('JobState')}")
             time.sleep(0.1)
         return self
@@ -103,7 +109,7 @@ def submit_chain(name, n_jobs, **keys):
     return [Job(directory, line.split()[1].rstrip(":"), done.stderr) for line in done.stdout.splitlines()[:-1]]
 
 
-LONG = {"steps": 12, "seconds": 0.5}  # time to be signalled in
+LONG = {"steps": 10, "seconds": 0.4}  # time to be signalled in
 
 
 class JobScripts(unittest.TestCase):
@@ -127,7 +133,7 @@ class JobScripts(unittest.TestCase):
 
     def test_warning_saves_requeues_and_continues(self):
         jobs = [submit("warned", launch=launch, **LONG) for launch in ("srun", "mpirun")]
-        jobs += [submit("warned-" + script, "--nodes=1", script=script + ".sh", **LONG) for script in ("several_nodes", "preemptible")]
+        jobs += [submit("warned-" + script, "--nodes=1", "--exclusive=user", script=script + ".sh", **LONG) for script in ("several_nodes", "preemptible")]
         for job in jobs:
             self.assertEqual(job.refusal, "")
             job.wait_for_step()
@@ -160,8 +166,8 @@ class JobScripts(unittest.TestCase):
         self.check(job, "CANCELLED", 75, 0)
 
     def test_preempted_continues(self):
-        job = submit("preempted", "--exclusive", script="preemptible.sh", **LONG).wait_for_step()
-        urgent = slurm.run("sbatch", "--parsable", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        job = submit("preempted", "--gpus-per-node=5", script="preemptible.sh", **LONG).wait_for_step()
+        urgent = slurm.run("sbatch", "--parsable", "--partition=urgent", "--gpus-per-node=5", "--output=/dev/null", "--wrap=sleep 1")
         self.assertEqual(urgent.returncode, 0, urgent.stderr)
         self.check_continued(job)
         self.assertIn("signal SIGTERM", " ".join(job.log()))
@@ -199,6 +205,64 @@ class JobScripts(unittest.TestCase):
         first, second = submit_chain("hang-chain", 2, steps=1, code=70)
         self.check(first, "FAILED", 70, 0)
         self.check(second, "FAILED", 70, 0)
+
+
+def utrain_arguments(directory, steps, *more):
+    return ["input/quickstart.toml", f"--train.max_steps={steps}", "--train.warmup_steps=2", "--eval.every=0", "--data.eval=",
+            f"--run.dir={directory}/run", *more]
+
+
+def steps_in(seconds):
+    """How many steps take so long here and now, on two ranks."""
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run(["mpirun", *slurm.environment["UTRAIN_MPIRUN_FLAGS"].split(), "-np", "2", "./utrain",
+                        *utrain_arguments(directory, 20, "--dry-run=12")],
+                       env=slurm.environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        lines = (pathlib.Path(directory) / "run/metrics.jsonl").read_text().splitlines()
+    return round(seconds * 1000 / statistics.median(json.loads(line)["step_ms"] for line in lines[2:]))
+
+
+def submit_utrain(name, steps, *flags):
+    directory = new_directory(name)
+    return submit_program(directory, "./utrain", utrain_arguments(directory, steps), *flags, ranks=2)
+
+
+def stop_at_limit(steps):
+    """Two jobs that have ended: one of them ran through, the other was stopped ahead of its limit and started again."""
+    whole = submit_utrain("whole", steps, "--time=10")
+    # Slurm looks at the limits of jobs every 30 s: this one will have trained for some seconds by then.
+    time.sleep((18 - (time.monotonic() - slurm.started)) % 30)
+    job = submit_utrain("limited", steps, "--time=1", "--signal=B:USR1@30")
+    job.wait_until(lambda: job.field("Restarts") == "1" and job.field("JobState") == "RUNNING", 90, "started again")
+    slurm.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")
+    return whole.wait(120), job.wait(120)
+
+
+class Utrain(unittest.TestCase):
+    def result(self, job):
+        """Metrics less their times, adapter."""
+        metrics = (job.directory / "run/metrics.jsonl").read_text()
+        return (re.sub(r',"(step_ms|tokens_per_second)":[^,}]*', "", metrics),
+                (job.directory / "run/adapter/adapter_model.safetensors").read_bytes())
+
+    def test_limit_requeue_and_the_same_curve(self):
+        whole, job = limited.result()
+        for ended, restarts in ((whole, 0), (job, 1)):
+            self.assertEqual(ended.outcome(), ("COMPLETED", 0, restarts), ended.text())
+        self.assertIn("start 1: utrain ended with exit code 75", job.text())
+        metrics, adapter = self.result(job)
+        self.assertEqual((metrics, adapter), self.result(whole))
+        n_steps = metrics.count("\n")
+        print(f"\njob {job.id}: told to stop ahead of its limit, saved, requeued, finished: {n_steps} lines of metrics and "
+              f"{len(adapter)} bytes of adapter equal to those of job {whole.id}, which ran through")
+
+    def test_bad_input_costs_seconds(self):
+        directory = new_directory("bad-input")
+        (directory / "bad.toml").write_text("[train]\nmax_steps = -1\n")
+        job = submit_program(directory, "./utrain", [str(directory / "bad.toml")], ranks=2).wait()
+        self.assertEqual(job.outcome(), ("FAILED", 2, 0), job.text())
+        self.assertIn("utrain: error:", job.text())
+        self.assertNotIn("utrain ended", job.text())  # the check alone was run
 
 
 if __name__ == "__main__":
