@@ -216,7 +216,7 @@ Json Checkpoints::state_json() const {
   state.set("format_version", kFormatVersion).set("step", step_);
   if (eval_loss_) state.set("eval_loss", *eval_loss_);
   RunTotals totals = totals_;
-  ++totals.n_checkpoints;
+  totals.n_checkpoints += n_written_ + 1;
   state.set("totals", to_json(totals)).set("optimizer", optimizer_to_json(captured_->optimizer));
   for (const auto& [key, value] : known_identity_.as_object()) state.set(key, value);
   return state;

@@ -63,15 +63,12 @@ std::vector<std::string> newer_ones(const Config& config, int64_t step) {
 }
 
 Resumed open(const std::string& path, const World& world) {
-  Checkpoint checkpoint(path);
-  checkpoint.verify(world.rank(), world.size());
-  const std::string where = path + "/state.json";
-  const JsonObjectReader state(checkpoint.state(), where, ExitCode::no_checkpoint);
-  Resumed resumed = {std::move(checkpoint),
-                     optimizer_from_json(state.object("optimizer")),
-                     totals_from_json(state.object("totals")),
-                     true,
-                     {}};
+  Resumed resumed = {Checkpoint(path), {}, {}, true, {}};
+  resumed.checkpoint.verify(world.rank(), world.size());
+  const JsonObjectReader state(resumed.checkpoint.state(), path + "/state.json",
+                               ExitCode::no_checkpoint);
+  resumed.optimizer = optimizer_from_json(state.object("optimizer"));
+  resumed.totals = totals_from_json(state.object("totals"));
   return resumed;
 }
 
