@@ -142,6 +142,8 @@ class Cluster:
 
     def close(self):
         """Ends every descendant: first the jobs by Slurm's own means, then whatever is left."""
+        if self.is_closing:
+            return
         self.is_closing = True
         if len(self.daemons) == 3:
             self.run("scancel", "--user=root")

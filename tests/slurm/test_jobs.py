@@ -1,5 +1,6 @@
 """The scripts of jobs/ under a real Slurm: with a stand-in for utrain what is requeued and what is not, and utrain itself
 stopped ahead of its time limit, requeued and continued to the same curve and adapter. About 90 s."""
+import atexit
 import concurrent.futures
 import json
 import os
@@ -10,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -32,13 +34,14 @@ def setUpModule():
             raise RuntimeError(f"no Slurm: {why_not}; run: tools/packages slurm")
         raise unittest.SkipTest(f"jobs/ not tested under Slurm: {why_not}")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))  # so that clean-ups run
+        signal.signal(number, signal.default_int_handler)  # ends the tests, and leaves by atexit
     slurm = cluster.Cluster()
-    unittest.addModuleCleanup(slurm.close)
+    atexit.register(slurm.close)  # unittest's own clean-ups are left out at Ctrl-C
     slurm.environment.update(OMP_NUM_THREADS="1", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
                              UTRAIN_MPIRUN_FLAGS="--oversubscribe --bind-to none")
     steps = steps_in(20)  # before anything else runs here
-    limited = concurrent.futures.ThreadPoolExecutor().submit(stop_at_limit, steps)
+    limited = concurrent.futures.Future()
+    threading.Thread(target=stop_at_limit, args=(steps, limited), daemon=True).start()
 
 
 class Job:
@@ -109,7 +112,7 @@ def submit_chain(name, n_jobs, **keys):
     return [Job(directory, line.split()[1].rstrip(":"), done.stderr) for line in done.stdout.splitlines()[:-1]]
 
 
-LONG = {"steps": 10, "seconds": 0.4}  # time to be signalled in
+LONG = {"steps": 10, "seconds": 0.3}  # time to be signalled in
 
 
 class JobScripts(unittest.TestCase):
@@ -227,8 +230,15 @@ def submit_utrain(name, steps, *flags):
     return submit_program(directory, "./utrain", utrain_arguments(directory, steps), *flags, ranks=2)
 
 
-def stop_at_limit(steps):
+def stop_at_limit(steps, ended):
     """Two jobs that have ended: one of them ran through, the other was stopped ahead of its limit and started again."""
+    try:
+        ended.set_result(whole_and_limited(steps))
+    except BaseException as error:
+        ended.set_exception(error)
+
+
+def whole_and_limited(steps):
     whole = submit_utrain("whole", steps, "--time=10")
     # Slurm looks at the limits of jobs every 30 s: this one will have trained for some seconds by then.
     time.sleep((18 - (time.monotonic() - slurm.started)) % 30)
