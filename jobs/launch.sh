@@ -6,7 +6,7 @@
 : "${launch_with:=srun}" "${most_requeues:=20}"
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch}" || exit 2
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # since Slurm 22.05 srun does not take it from the job
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}"
+export OMP_NUM_THREADS="$SRUN_CPUS_PER_TASK"
 utrain=${UTRAIN:-./utrain} nodes=${SLURM_JOB_NUM_NODES:-1}
 read -ra mpirun_flags <<<"${UTRAIN_MPIRUN_FLAGS:---map-by slot:PE=$OMP_NUM_THREADS --bind-to core}"
 ranks_pid="" warned="" terminated=""
@@ -26,16 +26,16 @@ ranks() {
     # --gpu-bind=none: every rank sees all GPUs of its node and takes its own; without it NCCL loses NVLink.
     # No --kill-on-bad-exit: ranks that stop after a save leave one after the other, and the first one's 75 would kill the
     # rest (143). A rank that dies is noticed by PMIx within two seconds; --wait ends what PMIx does not see.
-    srun) srun --mpi=pmix --ntasks="$count" --nodes="$((count < nodes ? count : nodes))" --cpu-bind=cores --gpu-bind=none --kill-on-bad-exit=0 --wait=60 "$@" & ;;
+    srun)
+      srun --mpi=pmix --ntasks="$count" --nodes="$((count < nodes ? count : nodes))" --cpu-bind=cores --gpu-bind=none \
+        --kill-on-bad-exit=0 --wait=60 "$@" &
+      ;;
     mpirun) mpirun -np "$count" "${mpirun_flags[@]}" "$@" & ;;
     *) say "launch_with=$launch_with: srun or mpirun"; return 2 ;;
   esac
   ranks_pid=$!
-  while :; do  # a trapped signal ends `wait` early
-    code=0
-    wait "$ranks_pid" || code=$?
-    kill -0 "$ranks_pid" 2>/dev/null || break
-  done
+  while kill -0 "$ranks_pid" 2>/dev/null; do wait "$ranks_pid" || true; done  # a trapped signal ends `wait` early
+  code=0
   wait "$ranks_pid" || code=$?
   ranks_pid=""
   return "$code"
@@ -49,9 +49,15 @@ train() {
     exit 2
   fi
   # On one task: bad input costs seconds, not the allocation.
-  ranks 1 "$utrain" "$@" --check || exit $?
-  if [[ -n $warned ]]; then code=75; else ranks "$SLURM_NTASKS" "$utrain" "$@" || code=$?; fi
-  say "utrain ended with exit code $code"
+  ranks 1 "$utrain" "$@" --check || code=$?
+  if [[ -n $warned ]]; then
+    code=75  # told to stop before the run began
+  elif ((code != 0)); then
+    say "the check ended with exit code $code"
+  else
+    ranks "$SLURM_NTASKS" "$utrain" "$@" || code=$?
+    say "utrain ended with exit code $code"
+  fi
   case $code in
     75) again ;;                # stopped, all saved
     0 | 2 | 3 | 4 | 5) last ;;  # done, or a fault that another start would meet again

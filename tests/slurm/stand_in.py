@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Behaves towards Slurm as utrain does, in milliseconds: stops at SIGUSR1 or SIGTERM after the step it is in, saves, exits 75,
 goes on from there when it is started again, leaves at once at a second signal. Its ranks leave one after the other, as
-real ones do. The input file is JSON: dir, steps, seconds (of a step), code (of the end), check (exit code of --check)."""
+real ones do. The input file is JSON: dir, steps, seconds (of a step), code (of the end), check and
+check_seconds (of --check)."""
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ import sys
 import time
 
 rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("SLURM_PROCID", "0")))
-run = {"steps": 3, "seconds": 0.05, "code": 0, "check": 0, **json.loads(pathlib.Path(sys.argv[1]).read_text())}
+run = {"steps": 3, "seconds": 0.05, "code": 0, "check": 0, "check_seconds": 0, **json.loads(pathlib.Path(sys.argv[1]).read_text())}
 directory = pathlib.Path(run["dir"])
 signals = []
 
@@ -29,6 +30,7 @@ def stop(number, _):
 
 
 if "--check" in sys.argv:
+    time.sleep(run["check_seconds"])
     sys.exit(run["check"])
 for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, stop)

@@ -141,6 +141,12 @@ class JobScripts(unittest.TestCase):
             self.assertEqual(job.refusal, "")
             job.wait_for_step()
             slurm.run("scancel", "--signal=USR1", "--batch", job.id)
+        early = submit("early", steps=1, check_seconds=4)
+        early.wait_until(lambda: early.field("JobState") == "RUNNING", 30, "running")
+        time.sleep(1.5)
+        slurm.run("scancel", "--signal=USR1", "--batch", early.id)
+        self.check(early, "COMPLETED", 0, 1)
+        self.assertEqual(early.log(), ["start at 0", "step 1"])
         for job in jobs:
             with self.subTest(job.directory.name):
                 self.check_continued(job)
