@@ -143,7 +143,6 @@ inline const std::vector<Case>& not_in_this_version() {
       {"[model]\nquantize = \"fp8\"", {"in.toml:2:12: model.quantize: \"fp8\" is", "\"none\""}},
       {"[model]\nquantize = \"nf4\"", {"in.toml:2:12: model.quantize"}},
       {"[log]\ntensorboard = true", {"in.toml:2:15: log.tensorboard"}},
-      {"[run]\nhang_timeout = 60", {"in.toml:2:16: run.hang_timeout"}},
   };
   return cases;
 }

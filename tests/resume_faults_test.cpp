@@ -87,7 +87,7 @@ TEST_F(ResumeFaults, AnotherInputIsRefusedUnlessAllowed) {
   expect_lines(expect_code(2, "parts", 2, {"--model.path=" + (dir_ / "model")}), 1,
                {"model: was "});
   expect_lines(expect_code(2, "parts", 2, {"--lora.init_from=", "--lora.r=4", "--lora.alpha=16"}),
-               3, {"lora.r: was 8", "model: was "});
+               2, {"lora.r: was 8", "model: was "});
   expect_lines(expect_code(2, "parts", 2, {"--train.max_steps=4"}), 1, {"train.max_steps: was 12"});
 }
 
@@ -124,31 +124,26 @@ TEST_F(ResumeFaults, OnlyFiniteOnesAreCommitted) {
 }
 
 TEST_F(ResumeFaults, KilledInTheMiddle) {
-  const Words longer = {"--train.max_steps=400", "--checkpoint.every=20", "--eval.every=100",
+  const Words longer = {"--train.max_steps=200", "--checkpoint.every=40", "--eval.every=100",
                         "--checkpoint.keep=2"};
   expect_done("long", 2, longer);
-  for (const int at_least : {1, 3}) {
-    SCOPED_TRACE(at_least);
-    fs::remove_all(at("killed"));
-    Launch run(2, arguments("killed", longer));
-    const std::string newest = checkpoint("killed", 20 * at_least);
-    for (int i = 0; i < 6000 && run.is_running() && !fs::exists(newest); ++i)
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    run.kill_launcher();
-    EXPECT_EQ(run.wait(20.0).exit_code, 128 + SIGKILL);
-    // The ranks notice the death of their launcher on their own.
-    Outcome again;
-    for (int i = 0; i < 100; ++i) {
-      again = start("killed", 2, longer);
-      if (again.exit_code != 2) break;
-      std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    }
-    EXPECT_EQ(again.exit_code, 0) << again.text();
-    EXPECT_NE(again.out.find("continues  from step "), std::string::npos) << again.text();
-    expect_same_run("long", "killed");
-    for (const std::string& name : names_in(at("killed") + "/checkpoints"))
-      EXPECT_EQ(name.find(".tmp"), std::string::npos) << "what a killed save left goes";
+  Launch run(2, arguments("killed", longer));
+  for (int i = 0; i < 6000 && run.is_running() && !fs::exists(checkpoint("killed", 40)); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  run.kill_launcher();
+  EXPECT_EQ(run.wait(20.0).exit_code, 128 + SIGKILL);
+  // The ranks notice the death of their launcher on their own.
+  Outcome again;
+  for (int i = 0; i < 100; ++i) {
+    again = start("killed", 2, longer);
+    if (again.exit_code != 2) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
   }
+  EXPECT_EQ(again.exit_code, 0) << again.text();
+  EXPECT_NE(again.out.find("continues  from step "), std::string::npos) << again.text();
+  expect_same_run("long", "killed");
+  for (const std::string& name : names_in(at("killed") + "/checkpoints"))
+    EXPECT_EQ(name.find(".tmp"), std::string::npos) << "what a killed save left goes";
 }
 
 TEST_F(ResumeFaults, FinishedOnesAndDryRuns) {

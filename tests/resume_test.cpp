@@ -36,7 +36,8 @@ TEST_P(ResumeToTheBit, EqualsTheUninterruptedRun) {
                           "first_eval_loss", "last_eval_loss", "skipped_steps", "overflowed_steps"})
     EXPECT_EQ(to_text(*whole.find(key)), to_text(*parts.find(key))) << key;
   EXPECT_EQ(parts.find("restarts")->as_int64(), 1);
-  EXPECT_EQ(parts.find("checkpoints")->find("written")->as_int64(), 2);
+  EXPECT_EQ(parts.find("checkpoints")->find("written")->as_int64(),
+            whole.find("checkpoints")->find("written")->as_int64());
 }
 
 // 3 steps an epoch: 5 and 10 lie inside one, 6 at the end of one, 8 has an evaluation.

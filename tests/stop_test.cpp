@@ -22,12 +22,18 @@ class Stop : public ResumeCase {
 };
 
 TEST_F(Stop, SavesAndGoesOn) {
-  // Looked for once a second: some thousand steps.
-  const Words more = {"--train.max_steps=3000", "--eval.every=0", "--checkpoint.keep=1"};
-  for (const auto& [ranks, every] : {std::pair{kAlone, "0"}, {3, "0"}, {3, "50"}}) {
-    SCOPED_TRACE(fmt::format("{} ranks every {}", ranks, every));
+  // The file is looked for once a second: so many steps take longer.
+  const Words more = {"--eval.every=0", "--checkpoint.keep=1"};
+  const auto with = [&](int steps, int every) {
     Words words = more;
+    words.push_back(fmt::format("--train.max_steps={}", steps));
     words.push_back(fmt::format("--checkpoint.every={}", every));
+    return words;
+  };
+  for (const auto& [ranks, steps, every] :
+       {std::tuple{kAlone, 6000, 0}, {3, 1500, 400}, {3, 1500, 0}}) {
+    SCOPED_TRACE(fmt::format("{} ranks every {}", ranks, every));
+    const Words words = with(steps, every);
     fs::remove_all(at("parts"));
     const Outcome stopped = stop("parts", ranks, words, 20);
     ASSERT_EQ(stopped.exit_code, 75) << stopped.text();
@@ -38,7 +44,7 @@ TEST_F(Stop, SavesAndGoesOn) {
     EXPECT_EQ(curve(metrics("parts"), "step").size(), static_cast<size_t>(step));
     EXPECT_TRUE(fs::exists(checkpoint("parts", step) + "/COMMITTED"));
     EXPECT_FALSE(fs::exists(at("parts") + "/adapter"));
-    EXPECT_NE(stopped.out.find(fmt::format("utrain stopped after step {} of 3000: ", step)),
+    EXPECT_NE(stopped.out.find(fmt::format("utrain stopped after step {} of {}: ", step, steps)),
               std::string::npos)
         << stopped.text();
     EXPECT_NE(stopped.out.find("start it again to go on from " + checkpoint("parts", step)),
@@ -46,9 +52,9 @@ TEST_F(Stop, SavesAndGoesOn) {
         << stopped.text();
     EXPECT_FALSE(fs::exists(at("parts") + "/STOP")) << "it stops one run";
   }
-  const Outcome again = expect_done("parts", 3, more);
+  const Outcome again = expect_done("parts", 3, with(1500, 0));
   EXPECT_NE(again.out.find("continues  from step "), std::string::npos) << again.text();
-  expect_done("whole", 3, more);
+  expect_done("whole", 3, with(1500, 0));
   expect_same_run("whole", "parts");
 }
 

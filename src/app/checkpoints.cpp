@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
-#include <thread>
 
 #include "app/resume.h"
 #include "app/save.h"
@@ -16,7 +15,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kFormatVersion = 1;
-constexpr auto kPoll = std::chrono::milliseconds(1);
 
 bool are_finite(const ShardState& shard) {
   const int64_t n = shard.n_elem();
@@ -74,10 +72,13 @@ std::string Checkpoints::agree(const std::string& stop_reason) {
 }
 
 void Checkpoints::finish() {
+  if (stage_ == Stage::none) return;
+  world_.watchdog().enter(RunPhase::save, step_);
   if (stage_ == Stage::copied) begin_writing(true);
   while (stage_ != Stage::none) {
+    // Here and not in the agreement, so that a rank whose disk hangs is the one that is named.
+    if (thread_.valid()) thread_.wait();
     settle(static_cast<Work>(world_.max({work()})[0]));
-    if (stage_ != Stage::none) std::this_thread::sleep_for(kPoll);
   }
 }
 

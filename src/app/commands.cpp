@@ -23,6 +23,7 @@ ExitCode train(const CommandLine& command_line, const World& world) {
   const bool dry = command_line.dry_run > 0;
   const int64_t n_steps =
       dry ? std::min(command_line.dry_run, p.job->total_steps) : p.job->total_steps;
+  world.watchdog().enter(RunPhase::load);
   world.together([&] {
     p.trainer->load();
     if (p.resumed) p.trainer->restore(p.resumed->checkpoint, p.resumed->optimizer);
@@ -79,6 +80,7 @@ ExitCode run_command(const CommandLine& command_line, const World& world) {
       fmt::print("{}: everything checked, nothing found wrong\n", command_line.input);
   } else if (!command_line.dump.empty()) {
     Prepared p = prepare(command_line, world);
+    world.watchdog().enter(RunPhase::load);
     world.together([&] { p.trainer->load(); });
     p.trainer->loaded();
     write_dump(command_line.dump, *p.job, *p.trainer, world);

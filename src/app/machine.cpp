@@ -151,6 +151,7 @@ Machine open_cuda(const Config& config, const World& world) {
   machine.memory_budget = -machine.collectives->all_reduce_max(-budget);
   machine.host_memory_budget = -machine.collectives->all_reduce_max(-host_budget);
   machine.gpus = world.gather_text(gpu.name);
+  world.name_device(fmt::format("GPU {}, {}", device, gpu.name));
   machine.distinct_gpus = once_each(machine.gpus, places);
   machine.description = fmt::format("cuda ({}, {:.1f} GB, driver for CUDA {}{})", gpu.name,
                                     static_cast<double>(gpu.memory_bytes) * 1e-9, gpu.driver,

@@ -63,6 +63,7 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   Config config;
   world.agree("the build of utrain", build_identity());
   world.together([&] { config = read_config(command_line.input, command_line.overrides); });
+  world.watchdog().set_timeout(config.run.hang_timeout);
   world.agree("the configuration", print_config(config));
   world.together([&] {
     p.job = std::make_unique<Job>(read_job(config, world.size()));
@@ -95,6 +96,7 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
     p.trainer = std::make_unique<Trainer>(*p.job, backend, groups, p.policy, p.passes_together);
     check_host_memory(p.trainer->arena(), p.machine);
   });
+  p.trainer->set_progress([&world] { world.watchdog().progress(); });
   p.facts = {p.machine.description,
              backend.dtype(),
              world.size(),

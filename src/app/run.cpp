@@ -44,6 +44,7 @@ Run::Run(Prepared& prepared, const World& world, int64_t n_steps, bool dry_run, 
     directory_.emplace(c.run.dir, c.run.overwrite, start_of(p_, dry_run_));
     stop_.look_into(c.run.dir);
   });
+  world_.watch_in(c.run.dir);
   stop_.limit_time(c.run.max_hours);
   if (p_.resumed) {
     first_step_ = p_.resumed->checkpoint.step() + 1;
@@ -64,6 +65,7 @@ Run::Run(Prepared& prepared, const World& world, int64_t n_steps, bool dry_run, 
 bool Run::train() {
   totals_.start_seconds = seconds_since_exec();
   for (int64_t step = first_step_; step <= n_steps_; ++step) {
+    world_.watchdog().enter(RunPhase::step, step);
     if (const std::string reason = checkpoints_->agree(stop_.reason()); !reason.empty()) {
       stop_after(step - 1, reason);
       return false;
@@ -86,6 +88,7 @@ bool Run::train() {
 
 void Run::save() {
   const auto begin = Clock::now();
+  world_.watchdog().enter(RunPhase::save, n_steps_);
   if (p_.job->is_full()) {
     const std::string path = world_.broadcast(directory_ ? directory_->model_path() : "");
     const SavedModel saved = save_model(path, p_.job->config.model.path,
@@ -110,6 +113,7 @@ void Run::save() {
 }
 
 void Run::finish(ExitCode code) {
+  world_.watchdog().enter(RunPhase::end, totals_.steps);
   totals_.exit_code = static_cast<int>(code);
   totals_.wall_seconds = seconds_since_exec();
   totals_.n_checkpoints += checkpoints_->n_written();
@@ -187,6 +191,7 @@ void Run::report(const std::vector<StepStats>& steps) {
 
 void Run::report(const StepStats& stats) {
   count(stats);
+  world_.watchdog().step_took(stats.seconds);
   if (directory_) directory_->write_metrics(stats);
   if (progress_) progress_->step(stats);
   bad_steps_ = stats.skipped && !stats.overflowed ? bad_steps_ + 1 : 0;
@@ -211,6 +216,7 @@ void Run::count(const StepStats& s) {
 }
 
 void Run::evaluate(int64_t step) {
+  world_.watchdog().enter(RunPhase::evaluate, step);
   const EvalStats stats = p_.trainer->evaluate([&] {
     if (progress_) progress_->busy(fmt::format("step {}: evaluating", step));
   });

@@ -79,7 +79,7 @@ struct Config {
     std::string backend = "auto";
     bool overwrite = false;
     double gpu_memory_gb = 0.0;
-    int64_t hang_timeout = 600;  // s
+    int64_t hang_timeout = 0;  // s
     double max_hours = 0.0;
   } run;
 

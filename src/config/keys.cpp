@@ -276,9 +276,10 @@ std::vector<Key> make_keys() {
        .kind = Real{run<&C::Run::gpu_memory_gb>, kNotNegative},
        .doc = "GB of GPU memory a rank may take; 0 = what is free"},
       {.name = "run.hang_timeout",
-       .kind = Integer{run<&C::Run::hang_timeout>, 1, 1 << 30},
-       .doc = "seconds without progress after which the run is given up",
-       .not_built = {{}, "leave it at 600"}},
+       .kind = Integer{run<&C::Run::hang_timeout>, 0, 1 << 30},
+       .doc =
+           "seconds without progress after which the run is given up; 0 = 600, in steps at least "
+           "60 and 10 x the slowest one"},
       {.name = "run.max_hours",
        .kind = Real{run<&C::Run::max_hours>, kNotNegative},
        .doc = "hours from its start after which the run saves and stops; 0 = 5 minutes before the "

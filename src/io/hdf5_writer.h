@@ -1,14 +1,13 @@
 // Writes one new HDF5 file (serial C API): metadata of the 1.10 format, which is checksummed, and
-// fletcher32 on every chunk. Every failure is Error(io) with path, bytes and the system's reason.
-// After the first one nothing more reaches the file: what HDF5 still wants to write when it closes
-// goes nowhere, so that it neither waits nor fails. May run on any thread.
+// fletcher32 on every chunk. Every failure is Error(io) with path, bytes and the system's reason, and
+// leaves HDF5 in order. Equal values are equal bytes: no times are stored. May run on any thread; HDF5's lock is held for 64 MiB at a time.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "io/hdf5.h"
+#include "io/hdf5_sink.h"
 
 namespace utrain {
 
@@ -23,30 +22,26 @@ struct VirtualPiece {
 class Hdf5Writer {
  public:
   explicit Hdf5Writer(const std::string& path);  // fails where something is there
-  ~Hdf5Writer();                                 // without close(): the file is left torn
-  Hdf5Writer(const Hdf5Writer&) = delete;
-  Hdf5Writer& operator=(const Hdf5Writer&) = delete;
 
   // Of the root group, or of the data set of this name.
   void attribute(const std::string& name, int64_t value, const std::string& object = ".");
   void write(const std::string& name, const float* values, int64_t n_elem);
   // values [rows, columns]
   void write(const std::string& name, const int64_t* values, int64_t rows, int64_t columns);
-  // float32 [shape]; source: the data set in the pieces' files. Groups in `name` are made.
+  void group(const std::string& name);
+  // float32 [shape]; source: the data set in the pieces' files.
   void write_virtual(const std::string& name, const std::vector<int64_t>& shape,
                      const std::string& source, const std::vector<VirtualPiece>& pieces);
   void close();  // the file is synced when this returns
 
  private:
-  void write_chunks(const std::string& name, const std::vector<hsize_t>& shape,
-                    const std::vector<hsize_t>& chunk, hid_t in_file, hid_t in_memory,
-                    const void* values);
-  void need(bool ok, const std::string& what);  // fails with what HDF5 says
-  void let_go();
+  Hdf5Handle create(const std::string& name, const std::vector<hsize_t>& shape,
+                    const std::vector<hsize_t>& chunk, hid_t type);
+  void need(bool ok, const std::string& what) const;  // fails with the reason
 
   std::string path_;
-  int synced_ = -1;  // of our own, for fsync after HDF5 has closed its
-  Hdf5Handle file_;
+  Hdf5Sink sink_;
+  Hdf5Handle file_;  // closed before the sink is
 };
 
 }  // namespace utrain

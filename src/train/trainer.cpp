@@ -8,6 +8,29 @@
 
 namespace utrain {
 
+namespace {
+
+// Tells of every piece that is read.
+class ToldSource : public WeightSource {
+ public:
+  ToldSource(const WeightSource& source, const std::function<void()>& tell)
+      : source_(source), tell_(tell) {}
+  void read(const std::string& name, int64_t first, int64_t n, DType dtype,
+            void* out) const override {
+    source_.read(name, first, n, dtype, out);
+    tell_();
+  }
+  void prefetch(const std::string& name, int64_t first, int64_t n) const override {
+    source_.prefetch(name, first, n);
+  }
+
+ private:
+  const WeightSource& source_;
+  const std::function<void()>& tell_;
+};
+
+}  // namespace
+
 Trainer::Trainer(const Job& job, Backend& backend, const Groups& groups,
                  std::vector<Recompute> policy, int64_t passes_together)
     : job_(job),
@@ -45,7 +68,7 @@ void Trainer::load() {
   const auto source = job_.config.model.init == "random"
                           ? random_weights(job_.architecture, seed)
                           : open_pretrained(job_.config.model.path, job_.architecture);
-  state_.load(*source);
+  state_.load(ToldSource(*source, progress_));
   if (job_.is_full()) return;
   std::vector<float> flat = job_.adapter;
   if (flat.empty()) {
@@ -178,6 +201,7 @@ void Trainer::accumulate_gradients(const BatchPlan::Step& batch, const Tensor& l
   const auto passes = passes_of_rank(batch.rows, collectives_.rank(), collectives_.size(),
                                      job_.config.train.micro_batch_size);
   for (size_t first = 0; first < passes.size(); first += passes_together_) {
+    progress_();
     state_.trainables().begin_pass(first == 0, first + passes_together_ >= passes.size());
     const std::vector<TokenBatch> together = upload(job_.train, job_.train_rows, passes, first);
     model_.forward(together);
@@ -221,6 +245,7 @@ EvalStats Trainer::evaluate(const std::function<void()>& tick) {
     const std::vector<TokenBatch> together = upload(job_.eval, rows, passes, first);
     model_.forward(together);
     model_.loss(loss_, together);
+    progress_();
     if (tick) tick();
   }
   collectives_.all_reduce_sum(loss_);

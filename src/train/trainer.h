@@ -59,6 +59,9 @@ class Trainer {
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
+  // To be called now and then while one call works, from any thread: it has not stopped.
+  void set_progress(std::function<void()> progress) { progress_ = std::move(progress); }
+
   const Arena& arena() const { return arena_; }
   void place();  // takes the memory: all that a plan needs; not collective
   void load();   // place(), reads the base, initialises the adapters; not collective
@@ -122,6 +125,7 @@ class Trainer {
   Collectives& collectives_;  // of all ranks
   size_t passes_together_;
   std::optional<BatchPlan> plan_;  // from place() on: it reads all the data
+  std::function<void()> progress_ = [] {};
   Arena arena_;
   std::shared_ptr<void> host_memory_;  // the arena's
   ModelState state_;
