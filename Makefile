@@ -6,7 +6,7 @@ JOBS ?= $(shell nproc)
 # mpirun refuses root and more ranks than cores unless it is told that both are meant.
 MPIRUN := mpirun $(if $(filter 0,$(shell id -u)),--allow-run-as-root) --oversubscribe --bind-to none
 
-.PHONY: help packages build run test test-asan bundle lint format tools clean
+.PHONY: help packages build run test test-asan test-slurm bundle lint format tools clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | column -t -s '	'
@@ -26,7 +26,13 @@ test: build tools  ## builds and passes all tests
 	@cmake --build --preset cpu -j $(JOBS)
 	@ctest --preset cpu -j 2
 	@tools/.venv/bin/python -m unittest discover -s tests/tools
+	@$(MAKE) --no-print-directory test-slurm
 	@$(MAKE) --no-print-directory test-asan
+
+# Slurm's daemons need root; without it the test says that it is skipped.
+test-slurm: build  ## the scripts of jobs/ under a real Slurm in a temporary directory, 90 s
+	@[ $$(id -u) -ne 0 ] || tools/packages slurm
+	@python3 -m unittest discover -s tests/slurm
 
 # What reads files of others, and a training step on two ranks, under AddressSanitizer and UndefinedBehaviorSanitizer.
 ASAN_TESTS := json_test safetensors_test model_files_test peft_adapter_test architecture_test config_test token_data_set_test step_test
