@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -48,7 +49,8 @@ inline constexpr int kAlone = 0;  // ranks of a process without mpirun
 
 class Launch {
  public:
-  Launch(int ranks, const std::vector<std::string>& arguments)
+  Launch(int ranks, const std::vector<std::string>& arguments,
+         const std::string& program = binary())
       : start_(std::chrono::steady_clock::now()) {
     std::vector<std::string> words;
     if (ranks != kAlone) {
@@ -57,7 +59,7 @@ class Launch {
       if (::geteuid() == 0) words.push_back("--allow-run-as-root");
       words.insert(words.end(), {"-np", std::to_string(ranks)});
     }
-    words.push_back(binary());
+    words.push_back(program);
     words.insert(words.end(), arguments.begin(), arguments.end());
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());
@@ -94,6 +96,31 @@ class Launch {
     if (is_running()) ::kill(pid_, SIGKILL);
   }
 
+  // The process of a rank of mpirun; waits until it is there. 0: it never was, or is gone.
+  pid_t process_of(int rank) {
+    const std::string wanted = fmt::format("OMPI_COMM_WORLD_RANK={}", rank);
+    for (; is_running() && seconds() < 30.0;
+         std::this_thread::sleep_for(std::chrono::milliseconds(2))) {
+      std::ifstream children(fmt::format("/proc/{0}/task/{0}/children", pid_));
+      for (pid_t child; children >> child;) {
+        const std::string command = read_bytes(fmt::format("/proc/{}/cmdline", child));
+        const std::string variables = read_bytes(fmt::format("/proc/{}/environ", child));
+        if (command.starts_with("mpirun")) continue;  // not there yet
+        if (('\0' + variables).find('\0' + wanted + '\0') != std::string::npos) return child;
+      }
+    }
+    return 0;
+  }
+  void send(int rank, int signal) {
+    const pid_t process = process_of(rank);
+    ASSERT_GT(process, 0) << "no rank " << rank;
+    ::kill(process, signal);
+  }
+
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
   Outcome wait(double limit_seconds = 60.0) {
     Outcome outcome;
     while (is_running() && !outcome.timed_out) {
@@ -110,9 +137,6 @@ class Launch {
   }
 
  private:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
   // mpirun ends its ranks on SIGTERM; SIGKILL is for one that does not listen.
   void end() {
     for (int i = 0; i < 1000 && is_running(); ++i) {

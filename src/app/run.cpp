@@ -175,15 +175,15 @@ void Run::stop_after(int64_t step, const std::string& reason) {
     checkpoints_->finish();
   }
   totals_.exposed_seconds = p_.trainer->exposed_seconds();
-  const std::string& resume = p_.job->config.checkpoint.resume;
-  std::string path = checkpoints_->last_path();
-  if (path.empty()) path = totals_.last_checkpoint;
+  const bool has_own = !checkpoints_->last_path().empty();
+  const std::string& path = has_own ? checkpoints_->last_path() : totals_.last_checkpoint;
+  const bool by_itself = !has_own || p_.job->config.checkpoint.resume == "auto";
   how_it_stopped_ = fmt::format(
       "utrain stopped after step {} of {}: {}; {}\n", step, n_steps_, reason,
       dry_run_       ? std::string("nothing is saved of a dry run")
       : path.empty() ? std::string("nothing was there to be saved: start it again")
                      : fmt::format("start it again{} to go on from {}",
-                                   resume == "auto" ? "" : " with --checkpoint.resume=auto", path));
+                                   by_itself ? "" : " with --checkpoint.resume=auto", path));
 }
 
 void Run::report(const std::vector<StepStats>& steps) {

@@ -102,6 +102,7 @@ Heartbeats::Heartbeats(const std::string& run_dir, std::shared_ptr<Board> board,
   state_->own_slot = own_slot;
   state_->rank = rank;
   state_->others = std::move(others);
+  write_beat(path_of(run_dir, rank), state_->own_beat(0.0, false));
   quiet_thread([state = state_] { run(state); }).detach();
 }
 
@@ -143,7 +144,7 @@ std::vector<RankView> Heartbeats::views() const {
     const Stamp stamp{static_cast<RunPhase>(b.phase), b.step,   b.number,
                       static_cast<CallKind>(b.kind),  b.n_elem, b.inside != 0};
     views.push_back({rank, stamp, 1e-3 * static_cast<double>(b.limit_ms),
-                     1e-3 * static_cast<double>(b.silent_ms) + unchanged, is_still});
+                     1e-3 * static_cast<double>(b.silent_ms) + unchanged, unchanged, is_still});
   }
   return views;
 }

@@ -73,7 +73,8 @@ inline std::string with_commas(int64_t n) {
 // "collective 123 (all-reduce of 4,194,304 elements)"
 inline std::string call_text(const Stamp& s) {
   std::string text = fmt::format("collective {} ({}", s.number, name_of(s.kind));
-  if (s.n_elem > 0) text += fmt::format(" of {} elements", with_commas(s.n_elem));
+  if (s.n_elem > 0)
+    text += fmt::format(" of {} element{}", with_commas(s.n_elem), s.n_elem == 1 ? "" : "s");
   return text + ")";
 }
 

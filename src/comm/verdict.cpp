@@ -35,12 +35,16 @@ std::optional<Verdict> judge(const std::vector<RankView>& views) {
   };
   const int64_t lowest = std::min_element(views.begin(), views.end(), by_number)->stamp.number;
   std::vector<size_t> behind, suspects;
+  bool all_behind = true, one = false;
   for (size_t i = 0; i < views.size(); ++i) {
-    if (views[i].stamp.number == lowest) behind.push_back(i);
-    if (views[i].is_still) suspects.push_back(i);
+    const RankView& v = views[i];
+    const bool is_behind = v.stamp.number == lowest, too_long = v.silent >= v.limit;
+    if (is_behind) behind.push_back(i);
+    if (v.is_still) suspects.push_back(i);
+    all_behind &= !is_behind || too_long;
+    one |= (is_behind && !v.stamp.inside && too_long) || (v.is_still && v.still >= v.limit);
   }
-  for (const size_t i : behind)
-    if (views[i].silent < views[i].limit) return std::nullopt;
+  if (!all_behind && !one) return std::nullopt;
   if (suspects.empty()) suspects = behind;
 
   const Stamp usual = usual_call(views, behind);
@@ -73,6 +77,7 @@ std::string verdict_text(const Verdict& verdict, const std::vector<RankView>& vi
     if (same_call(v.stamp, example->stamp) && v.stamp.number == example->stamp.number)
       waiting.push_back(v.rank);
   }
+  std::sort(waiting.begin(), waiting.end());
   if (example != nullptr) {
     const std::string who =
         waiting.size() > kMostListed ? fmt::format("{} ranks wait", waiting.size())

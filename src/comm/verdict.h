@@ -1,7 +1,8 @@
 // Whether ranks hang, and which of them the others wait for: a function of what was seen of them.
-//   The run hangs where none of the ranks that are behind, those with the lowest number of calls,
-// has shown progress within its limit: all others wait for them, or soon will. A rank that is busy
-// and says so keeps the run alive, however long the others wait.
+//   The run hangs where nothing of those that are behind, with the lowest number of calls, has shown
+// progress within its limit: all others wait for them, or soon will. Also where one of them outside
+// of any call has not, or a rank whose whole process stands still for so long. But a rank that is
+// busy and says so may be waited for as long as it takes.
 #pragma once
 
 #include <optional>
@@ -17,7 +18,8 @@ struct RankView {
   Stamp stamp;
   double limit = 0.0;     // s without progress
   double silent = 0.0;    // s since it showed progress
-  bool is_still = false;  // not even its watchdog thread moves: stopped, or its node is gone
+  double still = 0.0;     // s since its watchdog thread did
+  bool is_still = false;  // for longer than any busy machine explains: stopped, or its node is gone
 };
 
 struct Verdict {

@@ -25,7 +25,8 @@ constexpr auto kRelaxed = std::memory_order_relaxed;
 constexpr std::chrono::milliseconds kPeriod{50};
 // A longer time between two looks is one in which this process stood still.
 constexpr double kLongestPeriod = 1.0;      // s
-constexpr double kOtherNodes = 1.0;         // s that a node leaves the others to say it first
+constexpr double kOtherNodes = 0.5;         // s more for last words where there are other nodes
+constexpr double kAfterTheFirst = 0.75;     // s until others end who had not to say it
 constexpr double kLookAtOthersAhead = 5.0;  // s before the limit
 
 double to_seconds(int64_t ms) {
@@ -100,6 +101,8 @@ class Watchdog::Watcher {
     if (n_verdicts_ < 2) return;  // not a moment's mixture of two stamps
     int64_t nobody = 0;
     const bool is_first = board_->giver_up().compare_exchange_strong(nobody, 1 + place_.local_rank);
+    const RankView& suspect = views[verdict->suspect];
+    is_weak_ = suspect.stamp.inside && !suspect.is_still;
     give_up(is_first ? text_of(*verdict, views) : "");
   }
 
@@ -123,8 +126,8 @@ class Watchdog::Watcher {
       const bool is_still = seen.still > std::clamp(limit / 2.0, 0.5, 5.0);
       // On several nodes the first rank that moves judges for its node.
       if (heartbeats_ && i < place_.local_rank && !is_still) may_judge_ = false;
-      views.push_back(
-          {static_cast<int>(slot.rank.load()), slot.stamp(), limit, seen.silent, is_still});
+      views.push_back({static_cast<int>(slot.rank.load()), slot.stamp(), limit, seen.silent,
+                       seen.still, is_still});
     }
     return views;
   }
@@ -169,7 +172,9 @@ class Watchdog::Watcher {
       // Processes that do not know each other yet: the first one to say it ends them all.
       const int turn = has_joined_ ? 0 : std::min(place_.rank, 5);
       std::this_thread::sleep_for(std::chrono::milliseconds(300 * turn));
-      tasks.push_back([text, crash_dir, place = place_] { say(text, crash_dir, place); });
+      tasks.push_back([text, crash_dir, place = place_, weak = is_weak_] {
+        say(text, crash_dir, place, weak);
+      });
     }
     if (!crash_dir.empty()) {
       tasks.push_back([state = state_, crash_dir, who, rank = place_.rank] {
@@ -186,28 +191,39 @@ class Watchdog::Watcher {
     run_bounded(tasks, bound);
     board_->slot(place_.local_rank).has_spoken = 1;
     // A launcher ends all ranks when the first one has gone.
-    while (left() > 0.0 && !all_have_spoken()) std::this_thread::sleep_for(kPeriod / 10);
+    while (left() > 0.0 && !all_have_spoken(!crash_dir.empty()))
+      std::this_thread::sleep_for(kPeriod / 10);
+    // Open MPI's mpirun may crash or hang where all ranks go at once: one goes, and mpirun ends the
+    // others, or they do.
+    if (text.empty()) {
+      std::this_thread::sleep_for(std::chrono::duration<double>(kAfterTheFirst) +
+                                  kPeriod * std::min(place_.local_rank, 10));
+    }
     _exit(static_cast<int>(ExitCode::internal));
   }
 
-  // One line on all nodes: from who makes the file; without files, node 0 goes first.
-  static void say(const std::string& text, const std::string& crash_dir, const Place& place) {
+  // One line on all nodes: from who makes the file. Without files a node knows itself alone: those
+  // go first that have found more than ranks that wait, and of them the lower node.
+  static void say(const std::string& text, const std::string& crash_dir, const Place& place,
+                  bool is_weak) {
     if (place.n_nodes > 1 && !crash_dir.empty()) {
       const Claim claim = claim_file(crash_dir + "/hang.txt", text);
       if (claim == Claim::taken) return;
-    } else if (place.node > 0) {
-      std::this_thread::sleep_for(std::chrono::duration<double>(kOtherNodes));
+    } else if (place.n_nodes > 1) {
+      std::this_thread::sleep_for(
+          std::chrono::milliseconds((is_weak ? 500 : 0) + 100 * std::min(place.node, 5)));
     }
     write_error_line(text);
   }
 
-  bool all_have_spoken() const {
+  // Of other nodes nothing is known: their files get all the time.
+  bool all_have_spoken(bool with_files) const {
     for (int i = 0; i < board_->size(); ++i) {
       const RankSlot& slot = board_->slot(i);
       const bool moves = seen_[static_cast<size_t>(i)].still < 0.5;
       if (slot.state == RankSlot::here && moves && slot.has_spoken == 0) return false;
     }
-    return place_.n_nodes == 1;
+    return place_.n_nodes == 1 || !with_files;
   }
 
   std::shared_ptr<State> state_;
@@ -219,8 +235,9 @@ class Watchdog::Watcher {
 
   std::vector<Seen> seen_;
   bool may_judge_ = true;
-  int n_verdicts_ = 0;  // in a row
-  std::thread thread_;  // last: it begins with everything else there
+  bool is_weak_ = false;  // the suspect waits itself
+  int n_verdicts_ = 0;    // in a row
+  std::thread thread_;    // last: it begins with everything else there
 };
 
 Watchdog::Watchdog(int64_t timeout, int rank, const std::string& who)

@@ -211,6 +211,7 @@ void Trainer::accumulate_gradients(const BatchPlan::Step& batch, const Tensor& l
                                      job_.config.train.micro_batch_size);
   for (size_t first = 0; first < passes.size(); first += passes_together_) {
     progress_();
+    if (first > 0) copy_.keep();  // by now it is done; its ticket must not grow old
     state_.trainables().begin_pass(first == 0, first + passes_together_ >= passes.size());
     const std::vector<TokenBatch> together = upload(job_.train, job_.train_rows, passes, first);
     model_.forward(together);
