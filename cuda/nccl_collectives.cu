@@ -15,6 +15,7 @@
 
 #include "backend.h"
 #include "comm/nccl_collectives.h"
+#include "comm/watchdog.h"
 #include "cuda_backend.h"
 #include "cuda_check.h"
 #include "handle.h"
@@ -37,6 +38,7 @@ class NcclCollectives : public Collectives {
       : rank_(rank),
         size_(size),
         timeout_s_(options.timeout_s),
+        watchdog_(options.watchdog),
         backend_stream_(cuda::stream_of(backend)),
         free_at_start_(cuda::free_bytes()),
         lane_(lane_of(size, options)),
@@ -50,6 +52,7 @@ class NcclCollectives : public Collectives {
 
   ~NcclCollectives() override {
     if (!comm_) return;
+    if (watchdog_ != nullptr) watchdog_->forget(this);
     if (!lane_->failed()) cudaStreamSynchronize(stream());
     std::erase(lane_->communicators, &*comm_);
   }
@@ -59,6 +62,8 @@ class NcclCollectives : public Collectives {
     deadline_ = Clock::now() + std::chrono::seconds(timeout_s_);
     comm_.emplace(id, rank_, size_);
     lane_->communicators.push_back(&*comm_);
+    if (watchdog_ != nullptr)
+      watchdog_->at_hang(this, [comm = comm_->get()] { ncclCommAbort(comm); });
     take_memory();
     reserve_bytes_ = std::max(lane_bytes_, free_at_start_ - cuda::free_bytes());
     deadline_ = Clock::time_point::max();
@@ -78,7 +83,7 @@ class NcclCollectives : public Collectives {
   int64_t reserve_bytes() const override { return reserve_bytes_; }
 
   void begin_all_reduce_sum(const Tensor& x) override {
-    begin();
+    const Begun begun(*this, CallKind::all_reduce, x.n_elem());
     const int64_t n = x.n_elem();
     const Tensor whole = flat(x, n);
     if (size_ > 1 && n > 0) {
@@ -90,14 +95,14 @@ class NcclCollectives : public Collectives {
   }
 
   void begin_reduce_scatter_sum(const Tensor& shard, const Tensor& x) override {
-    begin();
+    const Begun begun(*this, CallKind::reduce_scatter, x.n_elem());
     const int64_t n = x.n_elem();
     sum_slice(flat(shard, slice_size(n, rank_, size_)), flat(x, n));
     queued();
   }
 
   void begin_all_gather(const Tensor& whole, const Tensor& shard) override {
-    begin();
+    const Begun begun(*this, CallKind::all_gather, whole.n_elem());
     const int64_t n = whole.n_elem();
     gather_slices(flat(whole, n), flat(shard, slice_size(n, rank_, size_)));
     queued();
@@ -127,7 +132,7 @@ class NcclCollectives : public Collectives {
   }
 
   void broadcast(const Tensor& x, int root) override {
-    begin();
+    const Begun begun(*this, CallKind::broadcast, x.n_elem());
     ASSERT(root >= 0 && root < size_);
     const Tensor whole = flat(x, x.n_elem());
     if (whole.cols > 0) broadcast_bytes(whole.data, whole.cols * size_of(x.dtype), root);
@@ -136,7 +141,7 @@ class NcclCollectives : public Collectives {
   }
 
   double all_reduce_sum(double x) override {
-    ++number_;
+    const Numbered numbered(*this, CallKind::scalar);
     const std::vector<double> values = gather_scalars(x);
     double sum = values[0];
     for (size_t r = 1; r < values.size(); ++r) sum += values[r];
@@ -144,13 +149,13 @@ class NcclCollectives : public Collectives {
   }
 
   int64_t all_reduce_max(int64_t x) override {
-    ++number_;
+    const Numbered numbered(*this, CallKind::scalar);
     const std::vector<int64_t> values = gather_scalars(x);
     return *std::max_element(values.begin(), values.end());
   }
 
   void barrier() override {
-    ++number_;
+    const Numbered numbered(*this, CallKind::barrier);
     gather_scalars(int64_t{0});
   }
 
@@ -208,12 +213,21 @@ class NcclCollectives : public Collectives {
     gather_scalars(int64_t{0});
   }
 
-  // Every call but the scalar ones stands between these two.
-  void begin() {
-    ++number_;
-    CUDA_CHECK(cudaEventRecord(backend_reached_.get(), backend_stream_));
-    CUDA_CHECK(cudaStreamWaitEvent(stream(), backend_reached_.get()));
-  }
+  // A call has the next number, and the watchdog knows what it is.
+  struct Numbered {
+    Numbered(NcclCollectives& of, CallKind kind, int64_t n_elem = 0) {
+      ++of.number_;
+      if (of.watchdog_ != nullptr) call.emplace(*of.watchdog_, kind, n_elem);
+    }
+    std::optional<Watchdog::InCall> call;
+  };
+  // Every call but the scalar ones stands between this and queued().
+  struct Begun : Numbered {
+    Begun(NcclCollectives& of, CallKind kind, int64_t n_elem) : Numbered(of, kind, n_elem) {
+      CUDA_CHECK(cudaEventRecord(of.backend_reached_.get(), of.backend_stream_));
+      CUDA_CHECK(cudaStreamWaitEvent(of.stream(), of.backend_reached_.get()));
+    }
+  };
   void queued() { CUDA_CHECK(cudaEventRecord(end_of(number_), stream())); }
 
   // The end of a call, or of a later one where kEnds calls have begun since.
@@ -344,6 +358,7 @@ class NcclCollectives : public Collectives {
   using Clock = std::chrono::steady_clock;
 
   int rank_, size_, timeout_s_;
+  Watchdog* watchdog_;
   Clock::time_point deadline_ = Clock::time_point::max();
   cudaStream_t backend_stream_;
   int64_t free_at_start_;

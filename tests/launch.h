@@ -54,8 +54,10 @@ class Launch {
       : start_(std::chrono::steady_clock::now()) {
     std::vector<std::string> words;
     if (ranks != kAlone) {
-      words = {"mpirun", "--oversubscribe",           "--bind-to", "none",
-               "--mca",  "odls_base_sigkill_timeout", "0"};
+      words = {"mpirun", "--oversubscribe", "--bind-to", "none"};
+      // Ranks are killed at once. mpirun does not always survive that where one is in MPI_Finalize.
+      if (program == binary())
+        words.insert(words.end(), {"--mca", "odls_base_sigkill_timeout", "0"});
       if (::geteuid() == 0) words.push_back("--allow-run-as-root");
       words.insert(words.end(), {"-np", std::to_string(ranks)});
     }
