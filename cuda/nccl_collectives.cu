@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <future>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -28,7 +27,6 @@
 namespace utrain {
 namespace {
 
-constexpr int64_t kPartAlignment = 256;
 constexpr int64_t kScalarBytes = 8;
 constexpr int64_t kEnds = 256;
 
@@ -44,7 +42,7 @@ class NcclCollectives : public Collectives {
         lane_(lane_of(size, options)),
         lane_bytes_(options.beside == nullptr ? lane_->scratch_bytes : 0),
         backend_reached_(cuda::make_event()),
-        part_bytes_(bytes_of_part(lane_->scratch_bytes, size)),
+        part_bytes_(cuda::bytes_of_part(lane_->scratch_bytes, size)),
         scalars_(cuda::make_device_memory(kScalarBytes * size)),
         host_scalars_(cuda::make_pinned(kScalarBytes * size)) {
     for (int64_t i = 0; i < kEnds; ++i) ends_.push_back(cuda::make_event());
@@ -71,12 +69,7 @@ class NcclCollectives : public Collectives {
 
   int timeout_s() const { return timeout_s_; }
 
-  [[noreturn]] void fail_waiting() const {
-    fail(ExitCode::internal, "ncclCommInitRank",
-         fmt::format("rank {} of {} waited {} s for the others", rank_, size_, timeout_s_),
-         "see which rank is missing; NCCL_DEBUG=INFO tells what NCCL does, NCCL_SOCKET_IFNAME "
-         "names the network by which ranks find each other");
-  }
+  [[noreturn]] void fail_waiting() const { cuda::fail_waiting(rank_, size_, timeout_s_); }
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
@@ -174,7 +167,7 @@ class NcclCollectives : public Collectives {
   // A gather of a few bytes: what is queued after it begins when all ranks have reached it.
   void shared_changed() override {
     if (peers_.empty()) return;
-    begin();
+    const Begun begun(*this, CallKind::barrier, 0);
     auto* device = static_cast<std::byte*>(scalars_.get());
     gather_bytes(device, device + rank_ * kScalarBytes, kScalarBytes);
     queued();
@@ -183,16 +176,10 @@ class NcclCollectives : public Collectives {
  private:
   static std::shared_ptr<cuda::Lane> lane_of(int size, const NcclOptions& options) {
     if (options.beside == nullptr)
-      return cuda::make_lane(bytes_of_part(options.scratch_bytes, size) * (size - 1));
+      return cuda::make_lane(cuda::bytes_of_part(options.scratch_bytes, size) * (size - 1));
     const auto* beside = dynamic_cast<const NcclCollectives*>(options.beside);
     ASSERT(beside != nullptr && beside->size_ >= size);
     return beside->lane_;
-  }
-
-  // Scratch for the part of each other rank.
-  static int64_t bytes_of_part(int64_t scratch_bytes, int size) {
-    const int64_t bytes = scratch_bytes / std::max(1, size - 1);
-    return std::max(kPartAlignment, bytes / kPartAlignment * kPartAlignment);
   }
 
   // NCCL takes the memory of a connection or an algorithm when it is first used: now, not in a
@@ -206,7 +193,8 @@ class NcclCollectives : public Collectives {
     sum_slice(own, whole);
     send_slices(whole, own);
     if (size_ > 1) {
-      const int64_t share = part_bytes_ * (size_ - 1) / size_ / kPartAlignment * kPartAlignment;
+      const int64_t share =
+          part_bytes_ * (size_ - 1) / size_ / cuda::kPartAlignment * cuda::kPartAlignment;
       gather_bytes(part_of(0), part_of(0) + rank_ * share, share);
       broadcast_bytes(part_of(0), share, 0);
     }
@@ -395,18 +383,15 @@ std::unique_ptr<Collectives> connect_nccl_collectives(std::unique_ptr<Collective
   std::memcpy(id.internal, unique_id.data(), sizeof id.internal);
   int device = 0;
   CUDA_CHECK(cudaGetDevice(&device));
-  std::packaged_task<void()> task([=] {
+  const auto bound = std::chrono::seconds(collectives->timeout_s()) + kGrace;
+  const bool connected = cuda::done_within(bound, [=] {
     CUDA_CHECK(cudaSetDevice(device));
     collectives->connect(id);
   });
-  std::future<void> connected = task.get_future();
-  std::thread(std::move(task)).detach();
-  const auto bound = std::chrono::seconds(collectives->timeout_s()) + kGrace;
-  if (connected.wait_for(bound) != std::future_status::ready) {
+  if (!connected) {
     (void)prepared.release();
     collectives->fail_waiting();
   }
-  connected.get();
   return prepared;
 }
 
