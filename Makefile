@@ -6,7 +6,7 @@ JOBS ?= $(shell nproc)
 # mpirun refuses root and more ranks than cores unless it is told that both are meant.
 MPIRUN := mpirun $(if $(filter 0,$(shell id -u)),--allow-run-as-root) --oversubscribe --bind-to none
 
-.PHONY: help packages build run test test-asan bundle lint format tools clean
+.PHONY: help packages build run test test-asan fuzz bundle lint format tools clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | column -t -s '	'
@@ -34,6 +34,13 @@ test-asan: packages  ## the parsers and a 2-rank step under ASan and UBSan
 	@cmake --preset asan $(if $(wildcard build/asan/build.ninja),>/dev/null)
 	@cmake --build --preset asan --target utrain $(ASAN_TESTS) -j $(JOBS)
 	@cd build/asan && ASAN_OPTIONS=detect_leaks=0 ctest --output-on-failure -R "^($$(echo $(ASAN_TESTS) | tr ' ' '|'))$$"
+
+EXECS ?= 1000000
+fuzz:  ## EXECS=1000000 executions of every fuzz target under libFuzzer, ASan and UBSan
+	@tools/packages fuzz
+	@cmake --preset fuzz $(if $(wildcard build/fuzz/build.ninja),>/dev/null)
+	@cmake --build --preset fuzz -j $(JOBS)
+	@tools/fuzz build/fuzz $(EXECS)
 
 bundle: build  ## dist/utrain.tar.xz: runs on another Linux without installing anything (PRESET=release-cuda with GPUs)
 	@tools/packages bundle

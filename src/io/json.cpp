@@ -9,9 +9,26 @@
 namespace utrain {
 namespace {
 
-// A string as JSON text; bytes that are not UTF-8 become U+FFFD.
+// A string as JSON text; bytes that are not UTF-8 become U+FFFD. The control characters that JSON
+// lets stand (DEL, U+0080 to U+009F) are escaped too: a terminal would obey them in a message.
 std::string string_text(const std::string& text) {
-  return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  const std::string dumped =
+      nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  std::string out;
+  out.reserve(dumped.size());
+  for (size_t i = 0; i < dumped.size(); ++i) {
+    const auto c = static_cast<unsigned char>(dumped[i]);
+    const auto next = static_cast<unsigned char>(i + 1 < dumped.size() ? dumped[i + 1] : 0);
+    if (c == 0x7F) {
+      out += "\\u007f";
+    } else if (c == 0xC2 && next >= 0x80 && next < 0xA0) {
+      out += fmt::format("\\u{:04x}", next);
+      ++i;
+    } else {
+      out += dumped[i];
+    }
+  }
+  return out;
 }
 
 // The same for messages: one line of at most about 80 bytes, cut between characters.

@@ -134,7 +134,8 @@ void ModelFiles::open_sharded(const std::string& index_path) {
     const StoredTensor* tensor = file.find(name);
     if (tensor == nullptr) {
       fail(ExitCode::bad_file, file.path(),
-           fmt::format("tensor {} is not in it, though {} says so", name, index_path),
+           fmt::format("tensor {} is not in it, though {} says so", describe(Json(name)),
+                       index_path),
            "fetch the index and its files again, from one revision");
     }
     tensors_.emplace(name, tensor);

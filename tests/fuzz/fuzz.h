@@ -38,6 +38,9 @@ inline void expect_message(std::string_view text) {
     expect(std::none_of(line.begin(), line.end(),
                         [](unsigned char c) { return c < 0x20 || c == 0x7f; }),
            "no control character in the message");
+    for (size_t at = 0; (at = line.find('\xC2', at)) != line.npos; ++at)
+      expect(at + 1 < line.size() && static_cast<unsigned char>(line[at + 1]) >= 0xA0,
+             "no C1 control character in the message");
     if (end == text.size()) return;
     text.remove_prefix(end + 1);
   }
