@@ -266,7 +266,9 @@ JsonObjectReader::JsonObjectReader(const Json& object, std::string where, ExitCo
 
 void JsonObjectReader::fail_key(std::string_view key, std::string_view what,
                                 std::string_view remedy) const {
-  fail(code_, fmt::format("{}: {}", where_, key), what, remedy);
+  // The key may be the file's own: as in JSON, but for the quotes.
+  const std::string shown = short_string_text(std::string(key));
+  fail(code_, fmt::format("{}: {}", where_, shown.substr(1, shown.size() - 2)), what, remedy);
 }
 
 const Json* JsonObjectReader::find(std::string_view key) const {
