@@ -18,7 +18,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   };
   dir.write("input.toml", next());
   std::vector<Override> overrides;
-  while (!rest.empty() && overrides.size() < 16) {
+  while (!rest.empty() && overrides.size() < 4) {
     const std::string word(next());
     const size_t equal = std::min(word.find('='), word.size());
     overrides.push_back({word.substr(0, equal), word.substr(std::min(equal + 1, word.size()))});
