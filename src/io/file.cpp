@@ -233,11 +233,14 @@ void AtomicFile::commit() {
   }
   const std::filesystem::path parent_path = std::filesystem::path(path_).parent_path();
   const std::string dir = parent_path.empty() ? std::string(".") : parent_path.string();
-  const Descriptor parent(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  sync_directory(dir);
+}
+
+void sync_directory(const std::string& dir) {
+  const Descriptor directory(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   // Some file systems cannot sync a directory: then the rename is as durable as they make it.
-  if (parent.get() >= 0 && ::fsync(parent.get()) != 0 && errno != EINVAL && errno != ENOTSUP) {
+  if (directory.get() >= 0 && ::fsync(directory.get()) != 0 && errno != EINVAL && errno != ENOTSUP)
     fail_io(dir, "syncing the directory failed", errno);
-  }
 }
 
 void write_text_file(const std::string& path, std::string_view text) {

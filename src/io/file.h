@@ -62,6 +62,9 @@ class AtomicFile {
   int64_t end_ = 0;
 };
 
+// Makes durable which names a directory holds, as far as its file system can. Fails with io.
+void sync_directory(const std::string& dir);
+
 void write_text_file(const std::string& path, std::string_view text);  // through AtomicFile
 
 }  // namespace utrain
