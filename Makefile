@@ -29,7 +29,7 @@ test: build tools  ## builds and passes all tests
 	@$(MAKE) --no-print-directory test-asan
 
 # What reads files of others, and a training step on two ranks, under AddressSanitizer and UndefinedBehaviorSanitizer.
-ASAN_TESTS := json_test safetensors_test model_files_test peft_adapter_test architecture_test config_test token_data_set_test step_test
+ASAN_TESTS := json_test safetensors_test model_files_test peft_adapter_test architecture_test config_test token_data_set_test fuzz_corpus_test step_test
 test-asan: packages  ## the parsers and a 2-rank step under ASan and UBSan
 	@cmake --preset asan $(if $(wildcard build/asan/build.ninja),>/dev/null)
 	@cmake --build --preset asan --target utrain $(ASAN_TESTS) -j $(JOBS)
