@@ -127,8 +127,8 @@ TEST(ModelFiles, RefusesBadIndexes) {
       {map(R"("a":"\u00e9.safetensors")"), "plain file name"},
       {map("\"a\":\"" + std::string(300, 's') + ".safetensors\""), "plain file name"},
       {map(R"("a":"none.safetensors")"), "none.safetensors: the index names this file"},
-      {map(R"("a":"t.safetensors")"), "t.safetensors: tensor a is not in it"},
-      {map(R"("z":"s.safetensors")"), "s.safetensors: tensor z is not in it"},
+      {map(R"("a":"t.safetensors")"), "t.safetensors: tensor \"a\" is not in it"},
+      {map(R"("z":"s.safetensors")"), "s.safetensors: tensor \"z\" is not in it"},
       {map(R"("a":"s.safetensors","c":"both.safetensors")"), "both.safetensors: tensor a found"},
       {map(R"("a":"bad.safetensors")"), "bad.safetensors: 5 bytes found"},
   };

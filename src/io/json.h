@@ -82,6 +82,8 @@ struct JsonLimits {
 Json parse_json(std::string_view text, const std::string& where, ExitCode code = ExitCode::bad_file,
                 const JsonLimits& limits = {});
 
+// Text of a file for messages: quoted and escaped as in JSON, one line of at most about 80 bytes.
+std::string in_quotes(const std::string& text);
 // The kind and value in a few words, for messages: `string "abc"`, `number 4.0`, `array of 3`.
 std::string describe(const Json& json);
 
