@@ -114,7 +114,7 @@ TEST(ModelFiles, RefusesBadIndexes) {
       {R"({"weight_map":{}})", "0 files named"},
       {R"({"weight_map":{"a":"s.safetensors"},"weight_map":{}})", "\"weight_map\" found twice"},
       {map(R"("a":"s.safetensors","a":"t.safetensors")"), "\"a\" found twice"},
-      {map(R"("a":1)"), "integer 1 found for tensor string \"a\""},
+      {map(R"("a":1)"), "integer 1 found for tensor \"a\""},
       {map(R"("a":"")"), "plain file name"},
       {map(R"("a":".safetensors")"), "plain file name"},
       {map(R"("a":"s.bin")"), "plain file name"},

@@ -150,27 +150,27 @@ bool is_mapped(const std::string& path) {
 // Weights are cut once they are mapped to be loaded, which the start table comes before.
 class WeightsCut : public testing::TestWithParam<int> {};
 
+// On a busy machine the weights may all have been read before they are cut: then once more.
 TEST_P(WeightsCut, WhileTheyAreRead) {
-  Sandbox sandbox;
-  const int64_t n_rows = 1'000'000;  // 256 MB of embedding, none of it on disk
-  sandbox.widen_vocabulary(n_rows);
-  const std::string weights = sandbox.dir / "model/model.safetensors";
-  Launch run(GetParam(), sandbox.arguments());
-  const auto start = std::chrono::steady_clock::now();
-  const auto waits = [&] {
-    return run.is_running() && std::chrono::steady_clock::now() - start < std::chrono::seconds(30);
-  };
-  while (waits() && run.out().find("memory") == std::string::npos) {
+  Outcome outcome;
+  std::string weights;
+  for (int attempt = 0; attempt < 5 && outcome.exit_code <= 0; ++attempt) {
+    Sandbox sandbox;
+    sandbox.widen_vocabulary(1'000'000);  // 512 MB of zeros, none of it on disk
+    weights = sandbox.dir / "model/model.safetensors";
+    Launch run(GetParam(), sandbox.arguments());
+    while (run.is_running() && run.out().find("memory") == std::string::npos) {
+    }
+    while (run.is_running() && !is_mapped(weights)) {
+    }
+    ASSERT_EQ(::truncate(weights.c_str(), 4096), 0);
+    outcome = run.wait();
+    EXPECT_EQ(fs::exists(sandbox.dir / "run"), outcome.exit_code == 0);
   }
-  while (waits() && !is_mapped(weights)) {
-  }
-  ASSERT_EQ(::truncate(weights.c_str(), 4096), 0);
-  const Outcome outcome = run.wait();
   EXPECT_EQ(outcome.exit_code, 3) << outcome.text();
   const std::vector<std::string> lines = outcome.error_lines();
   ASSERT_EQ(lines.size(), 1u) << outcome.text();
   EXPECT_NE(lines[0].find(weights + ": the file was cut"), std::string::npos) << lines[0];
-  EXPECT_FALSE(fs::exists(sandbox.dir / "run"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Ranks, WeightsCut, testing::Values(kAlone, 4));

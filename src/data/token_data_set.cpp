@@ -120,8 +120,8 @@ TokenDataSet read_token_data_set(const std::string& path, int64_t model_vocab_si
   TokenDataSet data;
   data.path = path;
   TokenFileFacts facts;
-  facts.format_version = file.integer_attribute("format_version");
   facts.vocab_size = data.vocab_size = file.integer_attribute("vocab_size");
+  facts.format_version = file.integer_attribute("format_version");
   facts.n_tokens = file.integer_count("tokens");
   facts.n_offsets = file.integer_count("offsets");
   facts.n_mask = file.integer_count("loss_mask");

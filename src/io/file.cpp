@@ -3,8 +3,10 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -57,12 +59,27 @@ int open_for_reading(const std::string& path, ExitCode missing, int64_t& size) {
 struct Mapping {
   std::atomic<uintptr_t> begin = 0;  // 0: free
   int64_t size = 0;
-  std::string message;
+  std::string path, message;
   Mapping* next = nullptr;
 };
 std::atomic<Mapping*> first_mapping = nullptr;
 struct sigaction action_before;  // MPI's, or the system's
 std::mutex mappings_mutex;       // of those who change the list
+
+bool nap(time_t seconds) {
+  const timespec duration = {seconds, 0};
+  return ::nanosleep(&duration, nullptr) == 0;
+}
+
+// The ranks of a node meet it at once, and one shall tell: who has the lock of the file, until the
+// launcher ends the others. Where nobody does, each tells by itself.
+void tell(const Mapping& mapping) {
+  const int fd = ::open(mapping.path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  const bool another = fd >= 0 && ::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  if (another && !nap(3)) return;
+  (void)!::write(STDERR_FILENO, mapping.message.data(), mapping.message.size());
+  if (!another) nap(1);
+}
 
 // Only what is safe in a signal handler.
 void on_sigbus(int, siginfo_t* info, void*) {
@@ -70,7 +87,7 @@ void on_sigbus(int, siginfo_t* info, void*) {
   for (const Mapping* m = first_mapping.load(); m != nullptr; m = m->next) {
     const uintptr_t begin = m->begin.load();
     if (begin == 0 || at < begin || at - begin >= static_cast<uintptr_t>(m->size)) continue;
-    (void)!::write(STDERR_FILENO, m->message.data(), m->message.size());
+    tell(*m);
     ::_exit(static_cast<int>(ExitCode::bad_file));
   }
   ::sigaction(SIGBUS, &action_before, nullptr);  // not ours: the instruction meets it again
@@ -92,6 +109,7 @@ void remember_mapping(const std::byte* data, int64_t size, const std::string& pa
   const bool is_new = mapping == nullptr;
   if (is_new) mapping = new Mapping;
   mapping->size = size;
+  mapping->path = path;
   mapping->message = fmt::format(
       "utrain: error: {}: the file was cut, or its file system failed, while it was read; leave "
       "the files of a run alone until it has started, and check their disk\n",
