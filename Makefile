@@ -6,7 +6,7 @@ JOBS ?= $(shell nproc)
 # mpirun refuses root and more ranks than cores unless it is told that both are meant.
 MPIRUN := mpirun $(if $(filter 0,$(shell id -u)),--allow-run-as-root) --oversubscribe --bind-to none
 
-.PHONY: help packages build run test test-asan test-slurm bundle lint format tools clean
+.PHONY: help packages build run test test-asan test-slurm bundle lint format tools clean fuzz
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | column -t -s '	'
@@ -35,11 +35,18 @@ test-slurm: build  ## the scripts of jobs/ under a real Slurm in a temporary dir
 	@python3 -m unittest discover -s tests/slurm
 
 # What reads files of others, and a training step on two ranks, under AddressSanitizer and UndefinedBehaviorSanitizer.
-ASAN_TESTS := json_test safetensors_test model_files_test peft_adapter_test architecture_test config_test token_data_set_test step_test checkpoint_test checkpoint_damage_test
+ASAN_TESTS := json_test safetensors_test model_files_test peft_adapter_test architecture_test config_test token_data_set_test step_test checkpoint_test checkpoint_damage_test fuzz_corpus_test
 test-asan: packages  ## the parsers and a 2-rank step under ASan and UBSan
 	@cmake --preset asan $(if $(wildcard build/asan/build.ninja),>/dev/null)
 	@cmake --build --preset asan --target utrain $(ASAN_TESTS) -j $(JOBS)
 	@cd build/asan && ASAN_OPTIONS=detect_leaks=0 ctest --output-on-failure -R "^($$(echo $(ASAN_TESTS) | tr ' ' '|'))$$"
+
+EXECS ?= 1000000
+fuzz:  ## EXECS=1000000 executions of every fuzz target under libFuzzer, ASan and UBSan
+	@tools/packages fuzz
+	@cmake --preset fuzz $(if $(wildcard build/fuzz/build.ninja),>/dev/null)
+	@cmake --build --preset fuzz -j $(JOBS)
+	@tools/fuzz build/fuzz $(EXECS)
 
 bundle: build  ## dist/utrain.tar.xz: runs on another Linux without installing anything (PRESET=release-cuda with GPUs)
 	@tools/packages bundle
