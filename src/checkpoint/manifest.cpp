@@ -101,7 +101,8 @@ std::string to_text(const Manifest& m) {
 }
 
 Manifest parse_manifest(const std::string& text, const std::string& where) {
-  const Json json = parse_json(text, where, ExitCode::no_checkpoint);
+  const JsonLimits limits = {.values = 1 << 22};  // slices of many ranks
+  const Json json = parse_json(text, where, ExitCode::no_checkpoint, limits);
   const JsonObjectReader object(json, where, ExitCode::no_checkpoint);
   const int64_t version = object.integer("format_version", 1, kMax);
   if (version > kCheckpointFormat)

@@ -1,7 +1,7 @@
 // Files: a read-only mapping, bounded reading of text, and writing that leaves either the old file
 // or the whole new one.
-//   A file that shrinks while it is mapped raises SIGBUS in whoever reads it: nothing here catches
-//   that.
+//   Reading a mapping whose file was cut meanwhile, or whose disk fails, raises SIGBUS: the process
+//   then says which file it was and leaves with bad_file, whatever else it is doing.
 #pragma once
 
 #include <cstddef>

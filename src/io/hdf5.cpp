@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -236,6 +237,41 @@ int64_t Hdf5Reader::integer_attribute(const std::string& name) const {
   if (H5Aread(attribute.id(), H5T_NATIVE_INT64, &value) < 0)
     refuse(object, "cannot be read: " + hdf5_reason(), "the file is damaged: make it again");
   return value;
+}
+
+std::string Hdf5Reader::text_attribute_or_empty(const std::string& name) const {
+  constexpr size_t kMostBytes = 4096;
+  const std::string object = "attribute " + name;
+  const htri_t exists = H5Aexists(file_.id(), name.c_str());
+  if (exists < 0)
+    refuse(object, "cannot be looked up: " + hdf5_reason(), "the file is damaged: make it again");
+  if (exists == 0) return "";
+  const Hdf5Handle attribute(H5Aopen(file_.id(), name.c_str(), H5P_DEFAULT), H5Aclose);
+  const Hdf5Handle type(attribute.valid() ? H5Aget_type(attribute.id()) : H5I_INVALID_HID,
+                        H5Tclose);
+  const Hdf5Handle space(attribute.valid() ? H5Aget_space(attribute.id()) : H5I_INVALID_HID,
+                         H5Sclose);
+  if (!type.valid() || !space.valid())
+    refuse(object, "cannot be opened: " + hdf5_reason(), "the file is damaged: make it again");
+  if (H5Tget_class(type.id()) != H5T_STRING || H5Sget_simple_extent_npoints(space.id()) != 1)
+    refuse(object, "is not one text", "write it as one string");
+
+  std::string text;
+  if (H5Tis_variable_str(type.id()) > 0) {
+    char* bytes = nullptr;
+    if (H5Aread(attribute.id(), type.id(), &bytes) < 0)
+      refuse(object, "cannot be read: " + hdf5_reason(), "the file is damaged: make it again");
+    if (bytes != nullptr) text.assign(bytes, ::strnlen(bytes, kMostBytes + 1));
+    H5free_memory(bytes);
+  } else {
+    text.resize(std::min(H5Tget_size(type.id()), kMostBytes + 1));
+    if (text.size() <= kMostBytes && H5Aread(attribute.id(), type.id(), text.data()) < 0)
+      refuse(object, "cannot be read: " + hdf5_reason(), "the file is damaged: make it again");
+    if (text.size() <= kMostBytes) text.resize(::strnlen(text.data(), text.size()));
+  }
+  if (text.size() > kMostBytes)
+    refuse(object, fmt::format("is longer than {} bytes", kMostBytes), "make the file again");
+  return text;
 }
 
 }  // namespace utrain

@@ -83,6 +83,8 @@ class Hdf5Reader {
   void read_floats(const std::string& name, int64_t begin, int64_t n, float* values) const;
   // One integer on the root group.
   int64_t integer_attribute(const std::string& name) const;
+  // A text on the root group of at most 4096 bytes, empty where there is none.
+  std::string text_attribute_or_empty(const std::string& name) const;
 
   [[noreturn]] void refuse(const std::string& object, const std::string& what,
                            const std::string& of_fault) const;

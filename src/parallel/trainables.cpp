@@ -8,8 +8,10 @@ namespace utrain {
 
 namespace {
 
-// 16 MB: some hundred microseconds of a link, so that few layers wait for the end.
-constexpr int64_t kBucketElems = int64_t{4} << 20;
+// 64 MB. A sum beside the backward pass holds multiprocessors until the slowest rank has come to it,
+// and a product that finds them taken runs up to twice as long: few sums, and a last one that a
+// link does in a millisecond.
+constexpr int64_t kBucketElems = int64_t{16} << 20;
 
 }  // namespace
 
@@ -104,6 +106,22 @@ Tensor Trainables::own_values(int64_t u) const {
 Tensor Trainables::own_gradients(int64_t u) const {
   return holds_all_gradients() ? update_.own_of_unit(gradients(u), u)
                                : update_.own_of_shard(own_gradients_, u);
+}
+
+std::vector<Tensor> Trainables::replicated_values() const {
+  std::vector<Tensor> units;
+  for (int64_t u = 0; u < n_units() && !values_.is_sharded(); ++u) units.push_back(values_.unit(u));
+  return units;
+}
+
+std::vector<Tensor> Trainables::replicated_parameters() const {
+  if (updates_slices() || host_ || values_are_parameters_) return {};
+  return {parameters_};
+}
+
+std::vector<Tensor> Trainables::replicated_moments() const {
+  if (updates_slices() || host_) return {};
+  return {m_, v_};
 }
 
 void Trainables::begin_pass(bool first, bool last) {
