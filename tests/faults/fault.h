@@ -35,7 +35,8 @@ struct Fault {
   bool is_for(int other_rank) const { return rank < 0 || rank == other_rank; }
   bool is_of(const std::string& name, const std::string& of_path) const {
     const bool is_mpi = name.starts_with("MPI_");
-    const bool changes = !is_mpi && name != "cblas_sgemm" && name != "open" && name != "close" && name != "time";
+    const bool changes =
+        !is_mpi && name != "cblas_sgemm" && name != "open" && name != "close" && name != "time";
     return (call == name || (call == "mpi" && is_mpi) || (call == "file" && changes)) &&
            of_path.find(path) != std::string::npos;
   }
