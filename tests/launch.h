@@ -51,8 +51,9 @@ inline constexpr int kAlone = 0;  // ranks of a process without mpirun
 
 class Launch {
  public:
+  // environment: "NAME=value", of the ranks alone, not of mpirun.
   Launch(int ranks, const std::vector<std::string>& arguments,
-         const std::string& program = binary())
+         const std::vector<std::string>& environment = {}, const std::string& program = binary())
       : start_(std::chrono::steady_clock::now()) {
     std::vector<std::string> words;
     if (ranks != kAlone) {
@@ -61,6 +62,7 @@ class Launch {
       if (program == binary())
         words.insert(words.end(), {"--mca", "odls_base_sigkill_timeout", "0"});
       if (::geteuid() == 0) words.push_back("--allow-run-as-root");
+      for (const std::string& variable : environment) words.insert(words.end(), {"-x", variable});
       words.insert(words.end(), {"-np", std::to_string(ranks)});
     }
     words.push_back(program);
@@ -96,6 +98,9 @@ class Launch {
     return pid_ > 0;
   }
   std::string out() const { return read_bytes(files_ / "out"); }  // so far
+  pid_t pid() const {
+    return pid_;
+  }  // of mpirun, or of utrain where it is alone; < 0 once it ended
   // What a lost node or a batch system does to the launcher.
   void kill_launcher() {
     if (is_running()) ::kill(pid_, SIGKILL);
