@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -29,6 +30,7 @@ struct Outcome {
   int exit_code = -1;  // 128 + n where signal n ended it
   std::string out, err;
   double seconds = 0.0;
+  int64_t peak_bytes = 0;  // resident, of the largest process
   bool timed_out = false;
 
   std::string text() const {
@@ -49,8 +51,9 @@ inline constexpr int kAlone = 0;  // ranks of a process without mpirun
 
 class Launch {
  public:
+  // environment: "NAME=value", of the ranks alone, not of mpirun.
   Launch(int ranks, const std::vector<std::string>& arguments,
-         const std::string& program = binary())
+         const std::vector<std::string>& environment = {}, const std::string& program = binary())
       : start_(std::chrono::steady_clock::now()) {
     std::vector<std::string> words;
     if (ranks != kAlone) {
@@ -59,6 +62,7 @@ class Launch {
       if (program == binary())
         words.insert(words.end(), {"--mca", "odls_base_sigkill_timeout", "0"});
       if (::geteuid() == 0) words.push_back("--allow-run-as-root");
+      for (const std::string& variable : environment) words.insert(words.end(), {"-x", variable});
       words.insert(words.end(), {"-np", std::to_string(ranks)});
     }
     words.push_back(program);
@@ -90,9 +94,13 @@ class Launch {
   Launch& operator=(const Launch&) = delete;
 
   bool is_running() {
-    if (pid_ > 0 && ::waitpid(pid_, &status_, WNOHANG) == pid_) pid_ = -1;
+    if (pid_ > 0 && ::wait4(pid_, &status_, WNOHANG, &usage_) == pid_) pid_ = -1;
     return pid_ > 0;
   }
+  std::string out() const { return read_bytes(files_ / "out"); }  // so far
+  pid_t pid() const {
+    return pid_;
+  }  // of mpirun, or of utrain where it is alone; < 0 once it ended
   // What a lost node or a batch system does to the launcher.
   void kill_launcher() {
     if (is_running()) ::kill(pid_, SIGKILL);
@@ -131,6 +139,7 @@ class Launch {
     }
     outcome.seconds = seconds();
     end();
+    outcome.peak_bytes = int64_t{usage_.ru_maxrss} * 1024;  // mpirun's ranks are counted in
     outcome.exit_code = WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_);
     outcome.out = read_bytes(files_ / "out");
     outcome.err = read_bytes(files_ / "err");
@@ -151,6 +160,7 @@ class Launch {
   std::chrono::steady_clock::time_point start_;
   pid_t pid_ = -1;
   int status_ = 0;
+  rusage usage_ = {};
 };
 
 inline Outcome launch(int ranks, const std::vector<std::string>& arguments,

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "core/sha256.h"
+#include "io/safetensors.h"
 #include "io_files.h"
 #include "places.h"
 #include "token_files.h"
@@ -72,6 +74,39 @@ class Sandbox {
     TokenDataSet data = test::make_token_data_set({12, 20, 16});
     change(data);
     test::write_token_data_set(dir / "tokens.h5", data, stored);
+  }
+
+  // The data tell the hash of one tokenizer.json, the model has the other.
+  void made_with_tokenizer(const std::string& of_data, const std::string& of_model) {
+    tokens([](TokenDataSet&) {});
+    write_bytes(dir / "model/tokenizer.json", of_model);
+    const std::string hash = sha256(of_data);
+    const Hdf5Handle file(H5Fopen((dir / "tokens.h5").c_str(), H5F_ACC_RDWR, H5P_DEFAULT),
+                          H5Fclose);
+    test::write_text_attribute(file.id(), "tokenizer_sha256", hash);
+  }
+  // Another embedding and head of n rows of zeros, which take no place on the disk.
+  void widen_vocabulary(int64_t n) {
+    replace("model/config.json", "\"vocab_size\": 320", fmt::format("\"vocab_size\": {}", n));
+    std::string header;
+    int64_t end = 0;
+    {
+      const SafetensorsFile weights(dir / "model/model.safetensors");
+      for (const auto& [name, tensor] : weights.tensors()) {
+        std::vector<int64_t> shape = tensor.shape;
+        if (shape[0] == 320) shape[0] = n;
+        int64_t bytes = 4;
+        for (const int64_t size : shape) bytes *= size;
+        header +=
+            fmt::format(R"({}"{}":{{"dtype":"F32","shape":{},"data_offsets":[{},{}]}})",
+                        header.empty() ? "{" : ",", name, text_of_shape(shape), end, end + bytes);
+        end += bytes;
+      }
+    }
+    header += "}";
+    write_bytes(dir / "model/model.safetensors", safetensors_bytes(header, 0));
+    fs::resize_file(dir / "model/model.safetensors",
+                    8 + header.size() + static_cast<uintmax_t>(end));
   }
 
   // Writes input.toml; the arguments of utrain.
@@ -177,7 +212,11 @@ inline std::vector<Refusal> refusals_of_input() {
          s.set("run.backend", "\"cpu\""), s.set("parallel.collectives", "\"nccl\"");
        }},
       wrong_setting("GpuMemoryNegative", "run.gpu_memory_gb", "-1", "found -1"),
-      wrong_setting("LaterCheckpoint", "checkpoint.every", "10", "not in this version"),
+      wrong_setting("UnknownChange", "checkpoint.allow_changes", "[\"train.lrr\"]",
+                    "did you mean \"train.lr\"?"),
+      wrong_setting("ChangeOfShape", "checkpoint.allow_changes", "[\"lora.r\"]", "found"),
+      {"NoSuchCheckpoint", 5, "no/such/step-00000001",
+       [](Sandbox& s) { s.set("checkpoint.resume", "\"no/such/step-00000001\""); }},
       {"FullWithLora", 2, "lora.r: found beside train.method = \"full\"",
        [](Sandbox& s) { s.set("train.method", "\"full\""), s.set("lora.r", "8"); }},
       wrong_flags("PlanOfNoRanks", {"--plan", "--ranks=0"}, "--ranks: found \"0\""),
@@ -336,6 +375,15 @@ inline std::vector<Refusal> refusals_of_data() {
        [](Sandbox& s) {
          write_bytes(s.dir / "eval.h5", "no HDF5");
          s.set("data.eval", s.quoted("eval.h5"));
+       }},
+      {"TokenizerOfAnotherModel", 3, "made with another tokenizer",
+       [](Sandbox& s) { s.made_with_tokenizer("{}", "[]"); }},
+      {"TokenizerOfEvalData", 3, "eval.h5: attribute tokenizer_sha256",
+       [](Sandbox& s) {
+         s.made_with_tokenizer("{}", "[]");
+         fs::rename(s.dir / "tokens.h5", s.dir / "eval.h5");
+         s.set("data.eval", s.quoted("eval.h5"));
+         s.tokens([](TokenDataSet&) {});
        }},
       {"DocumentsTooLong", 2, "data.seq_len", [](Sandbox& s) { s.set("data.seq_len", "16"); }},
   };

@@ -1,7 +1,7 @@
 // Bad input, end to end: the exit code of the contract on 1 and on 4 ranks, within 5 s, each
-// problem told once and with a remedy, and nothing left on disk. The cases: refusal_cases.h.
-#include "refusal_cases.h"
-
+// problem told once and with a remedy, at most 256 MiB above what sound input takes, and nothing
+// left on disk. The cases: refusal_cases.h, and refusal_attacks.h for the full set, which takes
+// minutes: refusal_test --gtest_also_run_disabled_tests
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/resource.h>
@@ -9,16 +9,31 @@
 #include <set>
 
 #include "launch.h"
+#include "refusal_attacks.h"
+#include "refusal_cases.h"
 
 namespace utrain {
 namespace {
 
 constexpr double kLimitSeconds = 5.0;
+constexpr int64_t kLimitBytes = int64_t{256} << 20;
 
 std::set<std::string> files_under(const std::string& dir) {
   std::set<std::string> names;
   for (const auto& entry : fs::recursive_directory_iterator(dir)) names.insert(entry.path());
   return names;
+}
+
+// Of the largest process, where nothing is wrong.
+int64_t sound_peak_bytes() {
+  static const int64_t peak = [] {
+    Sandbox sandbox;
+    sandbox.flags = {"--check"};
+    const Outcome outcome = launch(4, sandbox.arguments());
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.text();
+    return outcome.peak_bytes;
+  }();
+  return peak;
 }
 
 void expect_refusal(const Outcome& outcome, int exit_code, const std::string& word,
@@ -49,6 +64,7 @@ void expect_refusal_in_time(Outcome outcome, int ranks, const std::vector<std::s
     expect_refusal(outcome, exit_code, word, n_lines);
   }
   EXPECT_LT(outcome.seconds, kLimitSeconds);
+  EXPECT_LT(outcome.peak_bytes, sound_peak_bytes() + kLimitBytes);
 }
 
 // Alone and on 4 ranks at the same time: both read the same input, and neither writes.
@@ -80,6 +96,16 @@ std::string name_of_case(const testing::TestParamInfo<Refusal>& info) {
 INSTANTIATE_TEST_SUITE_P(Input, Refused, testing::ValuesIn(refusals_of_input()), name_of_case);
 INSTANTIATE_TEST_SUITE_P(Model, Refused, testing::ValuesIn(refusals_of_model()), name_of_case);
 INSTANTIATE_TEST_SUITE_P(Data, Refused, testing::ValuesIn(refusals_of_data()), name_of_case);
+INSTANTIATE_TEST_SUITE_P(DISABLED_Input, Refused, testing::ValuesIn(attacks_on_input()),
+                         name_of_case);
+INSTANTIATE_TEST_SUITE_P(DISABLED_Config, Refused, testing::ValuesIn(attacks_on_config()),
+                         name_of_case);
+INSTANTIATE_TEST_SUITE_P(DISABLED_Weights, Refused, testing::ValuesIn(attacks_on_weights()),
+                         name_of_case);
+INSTANTIATE_TEST_SUITE_P(DISABLED_Index, Refused, testing::ValuesIn(attacks_on_index()),
+                         name_of_case);
+INSTANTIATE_TEST_SUITE_P(DISABLED_Data, Refused, testing::ValuesIn(attacks_on_data()),
+                         name_of_case);
 
 TEST(Sound, TheUndamagedInputIsNotRefused) {
   Sandbox sandbox;
@@ -90,6 +116,64 @@ TEST(Sound, TheUndamagedInputIsNotRefused) {
   sandbox.tokens([](TokenDataSet&) {});
   EXPECT_EQ(launch(kAlone, sandbox.arguments()).exit_code, 0);
 }
+
+// tokenizer.json with the hash that tools/prepare writes into the data.
+TEST(Tokenizer, TheSameIsAccepted) {
+  Sandbox sandbox;
+  sandbox.flags = {"--check"};
+  sandbox.made_with_tokenizer("{}", "{}");
+  const Outcome outcome = launch(kAlone, sandbox.arguments());
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.text();
+}
+
+TEST(Tokenizer, IsNotAskedForWhereEitherIsMissing) {
+  Sandbox sandbox;
+  sandbox.flags = {"--check"};
+  sandbox.made_with_tokenizer("{}", "{}");
+  sandbox.remove("model/tokenizer.json");
+  EXPECT_EQ(launch(kAlone, sandbox.arguments()).exit_code, 0);
+  sandbox.tokens([](TokenDataSet&) {});
+  write_bytes(sandbox.dir / "model/tokenizer.json", "{}");
+  EXPECT_EQ(launch(kAlone, sandbox.arguments()).exit_code, 0);
+}
+
+// Whether a process has the file mapped.
+bool is_mapped(const std::string& path) {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator("/proc", ignored)) {
+    if (!std::isdigit(static_cast<unsigned char>(entry.path().filename().string()[0]))) continue;
+    if (read_bytes(entry.path() / "maps").find(path) != std::string::npos) return true;
+  }
+  return false;
+}
+
+// Weights are cut once they are mapped to be loaded, which the start table comes before.
+class WeightsCut : public testing::TestWithParam<int> {};
+
+// On a busy machine the weights may all have been read before they are cut: then once more.
+TEST_P(WeightsCut, WhileTheyAreRead) {
+  Outcome outcome;
+  std::string weights;
+  for (int attempt = 0; attempt < 5 && outcome.exit_code <= 0; ++attempt) {
+    Sandbox sandbox;
+    sandbox.widen_vocabulary(1'000'000);  // 512 MB of zeros, none of it on disk
+    weights = sandbox.dir / "model/model.safetensors";
+    Launch run(GetParam(), sandbox.arguments());
+    while (run.is_running() && run.out().find("memory") == std::string::npos) {
+    }
+    while (run.is_running() && !is_mapped(weights)) {
+    }
+    ASSERT_EQ(::truncate(weights.c_str(), 4096), 0);
+    outcome = run.wait();
+    EXPECT_EQ(fs::exists(sandbox.dir / "run"), outcome.exit_code == 0);
+  }
+  EXPECT_EQ(outcome.exit_code, 3) << outcome.text();
+  const std::vector<std::string> lines = outcome.error_lines();
+  ASSERT_EQ(lines.size(), 1u) << outcome.text();
+  EXPECT_NE(lines[0].find(weights + ": the file was cut"), std::string::npos) << lines[0];
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, WeightsCut, testing::Values(kAlone, 4));
 
 TEST(RunDirectoryRefused, AFile) {
   Sandbox sandbox;

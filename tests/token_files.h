@@ -83,6 +83,19 @@ class TokenFileWriter {
   Hdf5Handle file_;
 };
 
+// As h5py writes a str: variable length, UTF-8.
+inline void write_text_attribute(hid_t file, const std::string& name, const std::string& text) {
+  const Hdf5Handle type(checked(H5Tcopy(H5T_C_S1)), H5Tclose);
+  H5Tset_size(type.id(), H5T_VARIABLE);
+  H5Tset_cset(type.id(), H5T_CSET_UTF8);
+  const Hdf5Handle space(checked(H5Screate(H5S_SCALAR)), H5Sclose);
+  const Hdf5Handle attribute(
+      checked(H5Acreate2(file, name.c_str(), type.id(), space.id(), H5P_DEFAULT, H5P_DEFAULT)),
+      H5Aclose);
+  const char* bytes = text.c_str();
+  checked(H5Awrite(attribute.id(), type.id(), &bytes));
+}
+
 inline void write_token_data_set(const std::string& path, const TokenDataSet& data,
                                  const StoredAs& stored = {}) {
   TokenFileWriter writer(path);

@@ -59,12 +59,6 @@ class Stopwatch {
   double begin_;
 };
 
-// x as a flat view of its n elements.
-Tensor flat(const Tensor& x, int64_t n) {
-  ASSERT(x.n_elem() == n && x.contiguous() && (n == 0 || x.data != nullptr));
-  return make_tensor(x.data, x.dtype, 1, n);
-}
-
 // sum[i] = ((parts[0][i] + parts[1][i]) + ...). sum may be one of the parts.
 template <class T>
 void sum_in_rank_order(T* sum, const std::vector<const T*>& parts, int64_t n) {

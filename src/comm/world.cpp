@@ -308,6 +308,14 @@ std::vector<double> World::gather(double value) const {
   return values;
 }
 
+std::vector<int64_t> World::max(std::vector<int64_t> values) const {
+  if (size_ == 1) return values;
+  const Watchdog::InCall call(*watchdog_, CallKind::agree);
+  MPI_CHECK(MPI_Allreduce(MPI_IN_PLACE, values.data(), static_cast<int>(values.size()), MPI_INT64_T,
+                          MPI_MAX, MPI_COMM_WORLD));
+  return values;
+}
+
 void World::barrier() const {
   const Watchdog::InCall call(*watchdog_, CallKind::barrier);
   MPI_CHECK(MPI_Barrier(MPI_COMM_WORLD));

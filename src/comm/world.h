@@ -79,6 +79,9 @@ class World {
   std::string broadcast(std::string text) const;                        // rank 0's text
   std::vector<std::string> gather_text(const std::string& text) const;  // [size] on all ranks
   std::vector<double> gather(double value) const;                       // [size] on all ranks
+  // The largest of each over all ranks, each of which gives as many. A host waits for hosts alone,
+  // for no GPU: cheap enough for every step.
+  std::vector<int64_t> max(std::vector<int64_t> values) const;
   void barrier() const;
 
   [[noreturn]] void abort(int code) const;  // ends all ranks now, also those that wait or compute

@@ -68,6 +68,7 @@ struct Config {
     int64_t every = 0;
     int64_t keep = 3;
     std::string resume = "auto";
+    std::vector<std::string> allow_changes;
   } checkpoint;
   struct Log {
     int64_t every = 1;

@@ -30,10 +30,16 @@ constexpr size_t kMaxDots = 8192;
 constexpr size_t kMaxProblems = 100;
 constexpr size_t kMaxShown = 80;  // bytes of user text in a message
 
-// One line whatever it holds, cut where a character ends.
+// One line without control characters whatever it holds, cut where a character ends.
 std::string shown(std::string_view text) {
   std::string line;
-  for (char c : text) line += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? ' ' : c;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    const auto next = static_cast<unsigned char>(i + 1 < text.size() ? text[i + 1] : 0);
+    const bool c1 = byte == 0xc2 && next >= 0x80 && next < 0xa0;  // U+0080 to U+009F
+    line += c1 || byte < 0x20 || byte == 0x7f ? ' ' : text[i];
+    i += c1;
+  }
   if (line.size() <= kMaxShown) return line;
   size_t end = kMaxShown;
   while (end > 0 && (static_cast<unsigned char>(line[end]) & 0xc0) == 0x80) --end;

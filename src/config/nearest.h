@@ -1,5 +1,5 @@
 // What a misspelt word may have meant. Distance: optimal string alignment (Levenshtein, and a swap
-// of neighbours is one).
+// of neighbours is one); for words of lengths too far apart the longer length instead.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,8 @@ namespace utrain {
 
 inline size_t edit_distance(std::string_view a, std::string_view b) {
   constexpr size_t kLongest = 64;  // nobody's slip of the key: it keeps hostile input cheap
-  if (a.size() > kLongest || b.size() > kLongest) return std::max(a.size(), b.size());
+  const auto [shorter, longer] = std::minmax({a.size(), b.size()});
+  if (longer > kLongest || shorter < longer / 2) return longer;  // not near, whatever the letters
   std::vector<size_t> before(b.size() + 1), last(b.size() + 1), row(b.size() + 1);
   for (size_t j = 0; j <= b.size(); ++j) last[j] = j;
   for (size_t i = 1; i <= a.size(); ++i) {

@@ -16,49 +16,25 @@ namespace {
 constexpr int64_t kMaxTokens = int64_t{1} << 40;
 constexpr const char* kMakeAgain = "make the file again (tools/prepare)";
 
-void check_attributes(const Hdf5Reader& file, int64_t vocab_size, int64_t model_vocab_size) {
-  const int64_t version = file.integer_attribute("format_version");
-  if (version != 1)
-    file.refuse("attribute format_version", fmt::format("is {}, 1 wanted", version), kMakeAgain);
-  if (vocab_size < 1)
-    file.refuse("attribute vocab_size", fmt::format("is {}, at least 1 wanted", vocab_size),
-                kMakeAgain);
-  if (vocab_size > model_vocab_size)
-    file.refuse("attribute vocab_size",
-                fmt::format("is {}, the model has {} tokens", vocab_size, model_vocab_size),
-                "prepare the data with the tokenizer of this model");
+[[noreturn]] void refuse(const std::string& path, const std::string& object,
+                         const std::string& what, const std::string& remedy) {
+  fail(ExitCode::bad_file, path, fmt::format("{} {}", object, what), remedy);
 }
 
-void check_counts(const Hdf5Reader& file, int64_t n_tokens, int64_t n_offsets, int64_t n_mask) {
-  if (n_tokens > kMaxTokens)
-    file.refuse("/tokens", fmt::format("has {} values, at most {} wanted", n_tokens, kMaxTokens),
-                "split the data set");
-  if (n_mask != n_tokens)
-    file.refuse("/loss_mask", fmt::format("has {} values, /tokens has {}", n_mask, n_tokens),
-                kMakeAgain);
-  if (n_offsets < 2)
-    file.refuse("/offsets",
-                fmt::format("has {} values: no document, at least one wanted", n_offsets),
-                kMakeAgain);
-  // Kernels take a document's number as int32.
-  if (n_offsets > std::numeric_limits<int32_t>::max())
-    file.refuse("/offsets", fmt::format("has {} values, at most 2^31 - 1 wanted", n_offsets),
-                "split the data set");
-}
-
-void check_offsets(const Hdf5Reader& file, const std::vector<int64_t>& offsets, int64_t n_tokens) {
+void check_offsets(const TokenDataSet& data) {
+  const std::vector<int64_t>& offsets = data.offsets;
   if (offsets.front() != 0)
-    file.refuse("/offsets", fmt::format("starts at {}, 0 wanted", offsets.front()), kMakeAgain);
+    refuse(data.path, "/offsets", fmt::format("starts at {}, 0 wanted", offsets.front()),
+           kMakeAgain);
   const auto end = std::is_sorted_until(offsets.begin(), offsets.end());
   if (end != offsets.end())
-    file.refuse(
-        "/offsets",
-        fmt::format("falls from {} to {} at index {}", *(end - 1), *end, end - offsets.begin()),
-        kMakeAgain);
-  if (offsets.back() != n_tokens)
-    file.refuse("/offsets",
-                fmt::format("ends at {}, /tokens has {} values", offsets.back(), n_tokens),
-                kMakeAgain);
+    refuse(data.path, "/offsets",
+           fmt::format("falls from {} to {} at index {}", *(end - 1), *end, end - offsets.begin()),
+           kMakeAgain);
+  if (offsets.back() != data.n_tokens())
+    refuse(data.path, "/offsets",
+           fmt::format("ends at {}, /tokens has {} values", offsets.back(), data.n_tokens()),
+           kMakeAgain);
 }
 
 // "document 3, position 17" of a token.
@@ -68,22 +44,21 @@ std::string place_of(const TokenDataSet& data, int64_t index) {
                      index - *(next - 1));
 }
 
-void check_tokens(const Hdf5Reader& file, const TokenDataSet& data) {
+void check_tokens(const TokenDataSet& data) {
   const auto outside = [&](int32_t token) { return token < 0 || token >= data.vocab_size; };
   const auto token = std::find_if(data.tokens.begin(), data.tokens.end(), outside);
   if (token != data.tokens.end())
-    file.refuse("/tokens",
-                fmt::format("holds {} in {}, 0 to {} wanted (attribute vocab_size = {})", *token,
-                            place_of(data, token - data.tokens.begin()), data.vocab_size - 1,
-                            data.vocab_size),
-                "prepare the data with the tokenizer of this model");
+    refuse(data.path, "/tokens",
+           fmt::format("holds {} in {}, 0 to {} wanted (attribute vocab_size = {})", *token,
+                       place_of(data, token - data.tokens.begin()), data.vocab_size - 1,
+                       data.vocab_size),
+           "prepare the data with the tokenizer of this model");
   const auto not_a_bit = [](uint8_t bit) { return bit > 1; };
   const auto bit = std::find_if(data.loss_mask.begin(), data.loss_mask.end(), not_a_bit);
   if (bit != data.loss_mask.end())
-    file.refuse(
-        "/loss_mask",
-        fmt::format("is neither 0 nor 1 in {}", place_of(data, bit - data.loss_mask.begin())),
-        kMakeAgain);
+    refuse(data.path, "/loss_mask",
+           fmt::format("is neither 0 nor 1 in {}", place_of(data, bit - data.loss_mask.begin())),
+           kMakeAgain);
 }
 
 uint64_t hash_of(const TokenDataSet& data) {
@@ -106,27 +81,61 @@ int64_t TokenDataSet::n_targets(int64_t document, int64_t length) const {
   return length < 2 ? 0 : std::count(mask + 1, mask + length, uint8_t{1});
 }
 
+void check_facts(const std::string& path, const TokenFileFacts& facts, int64_t model_vocab_size) {
+  if (facts.format_version != 1)
+    refuse(path, "attribute format_version", fmt::format("is {}, 1 wanted", facts.format_version),
+           kMakeAgain);
+  if (facts.vocab_size < 1)
+    refuse(path, "attribute vocab_size", fmt::format("is {}, at least 1 wanted", facts.vocab_size),
+           kMakeAgain);
+  if (facts.vocab_size > model_vocab_size)
+    refuse(path, "attribute vocab_size",
+           fmt::format("is {}, the model has {} tokens", facts.vocab_size, model_vocab_size),
+           "prepare the data with the tokenizer of this model");
+  if (facts.n_tokens > kMaxTokens)
+    refuse(path, "/tokens",
+           fmt::format("has {} values, at most {} wanted", facts.n_tokens, kMaxTokens),
+           "split the data set");
+  if (facts.n_mask != facts.n_tokens)
+    refuse(path, "/loss_mask",
+           fmt::format("has {} values, /tokens has {}", facts.n_mask, facts.n_tokens), kMakeAgain);
+  if (facts.n_offsets < 2)
+    refuse(path, "/offsets",
+           fmt::format("has {} values: no document, at least one wanted", facts.n_offsets),
+           kMakeAgain);
+  // Kernels take a document's number as int32.
+  if (facts.n_offsets > std::numeric_limits<int32_t>::max())
+    refuse(path, "/offsets", fmt::format("has {} values, at most 2^31 - 1 wanted", facts.n_offsets),
+           "split the data set");
+}
+
+void check_arrays(const TokenDataSet& data) {
+  check_offsets(data);
+  check_tokens(data);
+}
+
 TokenDataSet read_token_data_set(const std::string& path, int64_t model_vocab_size) {
   ASSERT(model_vocab_size <= std::numeric_limits<int32_t>::max());
   const Hdf5Reader file(path);
   TokenDataSet data;
   data.path = path;
-  data.vocab_size = file.integer_attribute("vocab_size");
-  check_attributes(file, data.vocab_size, model_vocab_size);
-
-  const int64_t n_tokens = file.integer_count("tokens");
-  const int64_t n_offsets = file.integer_count("offsets");
-  check_counts(file, n_tokens, n_offsets, file.integer_count("loss_mask"));
+  TokenFileFacts facts;
+  facts.vocab_size = data.vocab_size = file.integer_attribute("vocab_size");
+  facts.format_version = file.integer_attribute("format_version");
+  facts.n_tokens = file.integer_count("tokens");
+  facts.n_offsets = file.integer_count("offsets");
+  facts.n_mask = file.integer_count("loss_mask");
+  check_facts(path, facts, model_vocab_size);
 
   // Values too large for these signed types are clipped to their ends, and the ends are refused.
-  data.offsets.resize(n_offsets);
+  data.offsets.resize(facts.n_offsets);
   file.read_integers("offsets", data.offsets.data());
-  check_offsets(file, data.offsets, n_tokens);
-  data.tokens.resize(n_tokens);
+  data.tokens.resize(facts.n_tokens);
   file.read_integers("tokens", data.tokens.data());
-  data.loss_mask.resize(n_tokens);
+  data.loss_mask.resize(facts.n_tokens);
   file.read_integers("loss_mask", reinterpret_cast<int8_t*>(data.loss_mask.data()));
-  check_tokens(file, data);
+  check_arrays(data);
+  data.tokenizer_sha256 = file.text_attribute_or_empty("tokenizer_sha256");
   data.hash = hash_of(data);
   return data;
 }

@@ -2,13 +2,18 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <mutex>
 #include <utility>
 
 namespace utrain {
@@ -49,6 +54,80 @@ int open_for_reading(const std::string& path, ExitCode missing, int64_t& size) {
   return fd;
 }
 
+// A mapping as the handler of SIGBUS sees it. Entries are used again and never freed, so that it may
+// walk the list at any time.
+struct Mapping {
+  std::atomic<uintptr_t> begin = 0;  // 0: free
+  int64_t size = 0;
+  std::string path, message;
+  Mapping* next = nullptr;
+};
+std::atomic<Mapping*> first_mapping = nullptr;
+struct sigaction action_before;  // MPI's, or the system's
+std::mutex mappings_mutex;       // of those who change the list
+
+bool nap(time_t seconds) {
+  const timespec duration = {seconds, 0};
+  return ::nanosleep(&duration, nullptr) == 0;
+}
+
+// The ranks of a node meet it at once, and one shall tell: who has the lock of the file, until the
+// launcher ends the others. Where nobody does, each tells by itself.
+void tell(const Mapping& mapping) {
+  const int fd = ::open(mapping.path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  const bool another = fd >= 0 && ::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  if (another && !nap(3)) return;
+  (void)!::write(STDERR_FILENO, mapping.message.data(), mapping.message.size());
+  if (!another) nap(1);
+}
+
+// Only what is safe in a signal handler.
+void on_sigbus(int, siginfo_t* info, void*) {
+  const auto at = reinterpret_cast<uintptr_t>(info->si_addr);
+  for (const Mapping* m = first_mapping.load(); m != nullptr; m = m->next) {
+    const uintptr_t begin = m->begin.load();
+    if (begin == 0 || at < begin || at - begin >= static_cast<uintptr_t>(m->size)) continue;
+    tell(*m);
+    ::_exit(static_cast<int>(ExitCode::bad_file));
+  }
+  ::sigaction(SIGBUS, &action_before, nullptr);  // not ours: the instruction meets it again
+}
+
+void watch_for_sigbus() {
+  struct sigaction action = {};
+  action.sa_sigaction = on_sigbus;
+  action.sa_flags = SA_SIGINFO;
+  sigemptyset(&action.sa_mask);
+  ::sigaction(SIGBUS, &action, &action_before);
+}
+
+void remember_mapping(const std::byte* data, int64_t size, const std::string& path) {
+  const std::lock_guard lock(mappings_mutex);
+  if (first_mapping.load() == nullptr) watch_for_sigbus();
+  Mapping* mapping = first_mapping.load();
+  while (mapping != nullptr && mapping->begin.load() != 0) mapping = mapping->next;
+  const bool is_new = mapping == nullptr;
+  if (is_new) mapping = new Mapping;
+  mapping->size = size;
+  mapping->path = path;
+  mapping->message = fmt::format(
+      "utrain: error: {}: the file was cut, or its file system failed, while it was read; leave "
+      "the files of a run alone until it has started, and check their disk\n",
+      path);
+  mapping->begin.store(reinterpret_cast<uintptr_t>(data));
+  if (is_new) {
+    mapping->next = first_mapping.load();
+    first_mapping.store(mapping);
+  }
+}
+
+void forget_mapping(const std::byte* data) {
+  const std::lock_guard lock(mappings_mutex);
+  for (Mapping* m = first_mapping.load(); m != nullptr; m = m->next) {
+    if (m->begin.load() == reinterpret_cast<uintptr_t>(data)) m->begin.store(0);
+  }
+}
+
 }  // namespace
 
 void fail_io(const std::string& path, const std::string& what, int error) {
@@ -64,10 +143,13 @@ MappedFile::MappedFile(const std::string& path, ExitCode missing) : path_(path) 
     fail_io(path, fmt::format("mapping {} bytes failed", size_), errno);
   }
   data_ = static_cast<const std::byte*>(data);
+  remember_mapping(data_, size_, path_);
 }
 
 MappedFile::~MappedFile() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), static_cast<size_t>(size_));
+  if (data_ == nullptr) return;
+  forget_mapping(data_);
+  ::munmap(const_cast<std::byte*>(data_), static_cast<size_t>(size_));
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
@@ -169,11 +251,14 @@ void AtomicFile::commit() {
   }
   const std::filesystem::path parent_path = std::filesystem::path(path_).parent_path();
   const std::string dir = parent_path.empty() ? std::string(".") : parent_path.string();
-  const Descriptor parent(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  sync_directory(dir);
+}
+
+void sync_directory(const std::string& dir) {
+  const Descriptor directory(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   // Some file systems cannot sync a directory: then the rename is as durable as they make it.
-  if (parent.get() >= 0 && ::fsync(parent.get()) != 0 && errno != EINVAL && errno != ENOTSUP) {
+  if (directory.get() >= 0 && ::fsync(directory.get()) != 0 && errno != EINVAL && errno != ENOTSUP)
     fail_io(dir, "syncing the directory failed", errno);
-  }
 }
 
 void write_text_file(const std::string& path, std::string_view text) {

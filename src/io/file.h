@@ -1,7 +1,7 @@
 // Files: a read-only mapping, bounded reading of text, and writing that leaves either the old file
 // or the whole new one.
-//   A file that shrinks while it is mapped raises SIGBUS in whoever reads it: nothing here catches
-//   that.
+//   Reading a mapping whose file was cut meanwhile, or whose disk fails, raises SIGBUS: the process
+//   then says which file it was and leaves with bad_file, whatever else it is doing.
 #pragma once
 
 #include <cstddef>
@@ -61,6 +61,9 @@ class AtomicFile {
   int fd_ = -1;
   int64_t end_ = 0;
 };
+
+// Makes durable which names a directory holds, as far as its file system can. Fails with io.
+void sync_directory(const std::string& dir);
 
 void write_text_file(const std::string& path, std::string_view text);  // through AtomicFile
 

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -12,12 +13,6 @@ namespace utrain {
 
 namespace {
 
-// HDF5 keeps both settings inside the library; setting them again is cheap.
-void quiet_and_without_plugins() {
-  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
-  H5PLset_loading_state(0);
-}
-
 herr_t keep_innermost(unsigned n, const H5E_error2_t* error, void* reason) {
   if (n == 0 && error->desc) *static_cast<std::string*>(reason) = error->desc;
   return 0;
@@ -25,6 +20,7 @@ herr_t keep_innermost(unsigned n, const H5E_error2_t* error, void* reason) {
 
 std::string class_name(H5T_class_t type) {
   switch (type) {
+    case H5T_INTEGER: return "integers";
     case H5T_FLOAT: return "floating-point numbers";
     case H5T_STRING: return "strings";
     case H5T_COMPOUND: return "compounds";
@@ -45,40 +41,53 @@ std::string hdf5_reason() {
   return reason.empty() ? "HDF5 gives no reason" : reason;
 }
 
+// HDF5 keeps both settings inside the library; setting them again is cheap.
+void hdf5_quiet_and_without_plugins() {
+  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+  H5PLset_loading_state(0);
+}
+
 std::string hdf5_version() {
   unsigned major = 0, minor = 0, release = 0;
   H5get_libversion(&major, &minor, &release);
   return fmt::format("{}.{}.{}", major, minor, release);
 }
 
-Hdf5Reader::Hdf5Reader(const std::string& path) : path_(path) {
+Hdf5Reader::Hdf5Reader(const std::string& path, Hdf5Faults faults)
+    : path_(path), faults_(std::move(faults)) {
   struct stat status;
   if (::stat(path.c_str(), &status) != 0) {
     const int error = errno;
     const bool missing = error == ENOENT || error == ENOTDIR;
-    fail(missing ? ExitCode::usage : ExitCode::bad_file, path,
-         missing ? "no such file" : std::strerror(error), "check the path and its permissions");
+    fail(missing ? faults_.missing : faults_.damaged, path,
+         missing ? "no such file" : std::strerror(error),
+         remedy("check the path and its permissions"));
   }
   // Opening a pipe would wait for its writer.
   if (!S_ISREG(status.st_mode))
-    fail(ExitCode::bad_file, path, "not a regular file, an HDF5 file wanted", "give a file");
+    fail(faults_.damaged, path, "not a regular file, an HDF5 file wanted", remedy("give a file"));
   if (::access(path.c_str(), R_OK) != 0)
-    fail(ExitCode::bad_file, path, std::strerror(errno), "make the file readable");
+    fail(faults_.damaged, path, std::strerror(errno), "make the file readable");
   file_size_ = status.st_size;
 
-  quiet_and_without_plugins();
+  hdf5_quiet_and_without_plugins();
   const Hdf5Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
   // Many ranks read at once, and parallel file systems often refuse locks.
   H5Pset_file_locking(access.id(), false, true);
   file_ = Hdf5Handle(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.id()), H5Fclose);
   if (!file_.valid())
-    fail(ExitCode::bad_file, path, fmt::format("not a readable HDF5 file ({})", hdf5_reason()),
-         "it is damaged, incomplete or something else: make it from JSON lines with tools/prepare");
+    fail(faults_.damaged, path, fmt::format("not a readable HDF5 file ({})", hdf5_reason()),
+         remedy("it is damaged, incomplete or something else: make it from JSON lines with "
+                "tools/prepare"));
+}
+
+const std::string& Hdf5Reader::remedy(const std::string& of_fault) const {
+  return faults_.remedy.empty() ? of_fault : faults_.remedy;
 }
 
 void Hdf5Reader::refuse(const std::string& object, const std::string& what,
-                        const std::string& remedy) const {
-  fail(ExitCode::bad_file, path_, fmt::format("{} {}", object, what), remedy);
+                        const std::string& of_fault) const {
+  fail(faults_.damaged, path_, fmt::format("{} {}", object, what), remedy(of_fault));
 }
 
 Hdf5Handle Hdf5Reader::open_dataset(const std::string& name) const {
@@ -123,33 +132,71 @@ Hdf5Handle Hdf5Reader::open_dataset(const std::string& name) const {
   return dataset;
 }
 
-int64_t Hdf5Reader::integer_count(const std::string& name) const {
+std::vector<int64_t> Hdf5Reader::shape(const std::string& name, H5T_class_t wanted,
+                                       int rank) const {
+  const std::string words = wanted == H5T_INTEGER ? "integers" : "float32";
   const Hdf5Handle dataset = open_dataset(name);
   const std::string object = "/" + name;
   const Hdf5Handle type(H5Dget_type(dataset.id()), H5Tclose);
   if (!type.valid())
     refuse(object, "has an unreadable type: " + hdf5_reason(), "make the file again");
   const H5T_class_t type_class = H5Tget_class(type.id());
-  if (type_class != H5T_INTEGER)
-    refuse(object, fmt::format("holds {}, integers wanted", class_name(type_class)),
-           "write it with an integer type");
-  if (H5Tget_size(type.id()) > 8)
-    refuse(object,
-           fmt::format("holds integers of {} bytes, at most 8 wanted", H5Tget_size(type.id())),
+  if (type_class != wanted)
+    refuse(object, fmt::format("holds {}, {} wanted", class_name(type_class), words),
+           wanted == H5T_INTEGER ? "write it with an integer type" : "write it as float32");
+  const size_t bytes = H5Tget_size(type.id());
+  if (wanted == H5T_INTEGER && bytes > 8)
+    refuse(object, fmt::format("holds integers of {} bytes, at most 8 wanted", bytes),
            "write it with a smaller type");
+  if (wanted == H5T_FLOAT && H5Tequal(type.id(), H5T_IEEE_F32LE) <= 0)
+    refuse(object, fmt::format("holds other numbers of {} bytes, float32 wanted", bytes),
+           "write it as float32");
 
   const Hdf5Handle space(H5Dget_space(dataset.id()), H5Sclose);
-  const int rank = space.valid() ? H5Sget_simple_extent_ndims(space.id()) : -1;
-  if (rank != 1)
-    refuse(object, fmt::format("has {} dimensions, 1 wanted", rank), "write it as a plain list");
-  hsize_t count = 0;
-  H5Sget_simple_extent_dims(space.id(), &count, nullptr);
+  const int found = space.valid() ? H5Sget_simple_extent_ndims(space.id()) : -1;
+  if (found != rank)
+    refuse(object, fmt::format("has {} dimensions, {} wanted", found, rank),
+           rank == 1 ? "write it as a plain list" : "write it as a table");
+  std::vector<hsize_t> extent(static_cast<size_t>(rank));
+  H5Sget_simple_extent_dims(space.id(), extent.data(), nullptr);
   // Deflate packs at most about 1000 to 1: more than that was never written, and would only fill
   // memory.
-  if (count > static_cast<hsize_t>(file_size_) * 1000)
-    refuse(object, fmt::format("claims {} values in a file of {} bytes", count, file_size_),
-           "the file is damaged or incomplete: make it again");
-  return static_cast<int64_t>(count);
+  hsize_t left = static_cast<hsize_t>(file_size_) * 1000;
+  for (const hsize_t n : extent) {
+    if (n > left)
+      refuse(object, fmt::format("claims {} values in a file of {} bytes", n, file_size_),
+             "the file is damaged or incomplete: make it again");
+    if (n > 0) left /= n;
+  }
+  return {extent.begin(), extent.end()};
+}
+
+int64_t Hdf5Reader::integer_count(const std::string& name) const {
+  return shape(name, H5T_INTEGER, 1)[0];
+}
+
+int64_t Hdf5Reader::integer_rows(const std::string& name, int64_t columns) const {
+  const std::vector<int64_t> found = shape(name, H5T_INTEGER, 2);
+  if (found[1] != columns)
+    refuse("/" + name, fmt::format("has {} columns, {} wanted", found[1], columns),
+           "make the file again");
+  return found[0];
+}
+
+int64_t Hdf5Reader::float_count(const std::string& name) const {
+  return shape(name, H5T_FLOAT, 1)[0];
+}
+
+void Hdf5Reader::read_floats(const std::string& name, int64_t begin, int64_t n,
+                             float* values) const {
+  if (n == 0) return;
+  const Hdf5Handle dataset = open_dataset(name);
+  const Hdf5Handle space(H5Dget_space(dataset.id()), H5Sclose);
+  const hsize_t first = static_cast<hsize_t>(begin), count = static_cast<hsize_t>(n);
+  const Hdf5Handle memory(H5Screate_simple(1, &count, nullptr), H5Sclose);
+  if (H5Sselect_hyperslab(space.id(), H5S_SELECT_SET, &first, nullptr, &count, nullptr) < 0 ||
+      H5Dread(dataset.id(), H5T_NATIVE_FLOAT, memory.id(), space.id(), H5P_DEFAULT, values) < 0)
+    refuse("/" + name, "cannot be read: " + hdf5_reason(), "the file is damaged: make it again");
 }
 
 void Hdf5Reader::read(const std::string& name, hid_t type, void* values) const {
@@ -190,6 +237,41 @@ int64_t Hdf5Reader::integer_attribute(const std::string& name) const {
   if (H5Aread(attribute.id(), H5T_NATIVE_INT64, &value) < 0)
     refuse(object, "cannot be read: " + hdf5_reason(), "the file is damaged: make it again");
   return value;
+}
+
+std::string Hdf5Reader::text_attribute_or_empty(const std::string& name) const {
+  constexpr size_t kMostBytes = 4096;
+  const std::string object = "attribute " + name;
+  const htri_t exists = H5Aexists(file_.id(), name.c_str());
+  if (exists < 0)
+    refuse(object, "cannot be looked up: " + hdf5_reason(), "the file is damaged: make it again");
+  if (exists == 0) return "";
+  const Hdf5Handle attribute(H5Aopen(file_.id(), name.c_str(), H5P_DEFAULT), H5Aclose);
+  const Hdf5Handle type(attribute.valid() ? H5Aget_type(attribute.id()) : H5I_INVALID_HID,
+                        H5Tclose);
+  const Hdf5Handle space(attribute.valid() ? H5Aget_space(attribute.id()) : H5I_INVALID_HID,
+                         H5Sclose);
+  if (!type.valid() || !space.valid())
+    refuse(object, "cannot be opened: " + hdf5_reason(), "the file is damaged: make it again");
+  if (H5Tget_class(type.id()) != H5T_STRING || H5Sget_simple_extent_npoints(space.id()) != 1)
+    refuse(object, "is not one text", "write it as one string");
+
+  std::string text;
+  if (H5Tis_variable_str(type.id()) > 0) {
+    char* bytes = nullptr;
+    if (H5Aread(attribute.id(), type.id(), &bytes) < 0)
+      refuse(object, "cannot be read: " + hdf5_reason(), "the file is damaged: make it again");
+    if (bytes != nullptr) text.assign(bytes, ::strnlen(bytes, kMostBytes + 1));
+    H5free_memory(bytes);
+  } else {
+    text.resize(std::min(H5Tget_size(type.id()), kMostBytes + 1));
+    if (text.size() <= kMostBytes && H5Aread(attribute.id(), type.id(), text.data()) < 0)
+      refuse(object, "cannot be read: " + hdf5_reason(), "the file is damaged: make it again");
+    if (text.size() <= kMostBytes) text.resize(::strnlen(text.data(), text.size()));
+  }
+  if (text.size() > kMostBytes)
+    refuse(object, fmt::format("is longer than {} bytes", kMostBytes), "make the file again");
+  return text;
 }
 
 }  // namespace utrain

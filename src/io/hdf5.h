@@ -10,6 +10,9 @@
 #include <cstdint>
 #include <string>
 #include <utility>
+#include <vector>
+
+#include "core/error.h"
 
 namespace utrain {
 
@@ -30,6 +33,12 @@ class Hdf5Handle {
     if (id_ >= 0) close_(id_);
   }
 
+  // Where it fails, the handle stays open.
+  herr_t close() {
+    const herr_t closed = id_ >= 0 ? close_(id_) : 0;
+    if (closed >= 0) id_ = H5I_INVALID_HID;
+    return closed;
+  }
   bool valid() const { return id_ >= 0; }
   hid_t id() const { return id_; }
 
@@ -41,13 +50,21 @@ class Hdf5Handle {
 // Why the last HDF5 call of this thread failed, in one line.
 std::string hdf5_reason();
 std::string hdf5_version();  // of the library in use, "1.10.8"
+// Of this thread: no error printing; of the library: no plugins.
+void hdf5_quiet_and_without_plugins();
 
-// An HDF5 file open for reading. Every function throws bad_file (3) with the path and the object's
-// name.
+// How a reader fails: codes where nothing is there, and where something is wrong; where it is not
+// empty, one remedy for all faults.
+struct Hdf5Faults {
+  ExitCode missing = ExitCode::usage, damaged = ExitCode::bad_file;
+  std::string remedy;
+};
+
+// An HDF5 file open for reading. Every function fails with faults.damaged, the path and the
+// object's name.
 class Hdf5Reader {
  public:
-  // Throws usage (2) where the path does not exist.
-  explicit Hdf5Reader(const std::string& path);
+  explicit Hdf5Reader(const std::string& path, Hdf5Faults faults = {});
 
   const std::string& path() const { return path_; }
   int64_t file_size() const { return file_size_; }  // bytes
@@ -59,17 +76,28 @@ class Hdf5Reader {
   void read_integers(const std::string& name, int8_t* values) const;
   void read_integers(const std::string& name, int32_t* values) const;
   void read_integers(const std::string& name, int64_t* values) const;
+  // Rows of /name, which must be a dataset of integers [rows, columns]; and all of it.
+  int64_t integer_rows(const std::string& name, int64_t columns) const;
+  // Length of /name, which must be a dataset of float32 of rank 1; and n of its values.
+  int64_t float_count(const std::string& name) const;
+  void read_floats(const std::string& name, int64_t begin, int64_t n, float* values) const;
   // One integer on the root group.
   int64_t integer_attribute(const std::string& name) const;
+  // A text on the root group of at most 4096 bytes, empty where there is none.
+  std::string text_attribute_or_empty(const std::string& name) const;
 
   [[noreturn]] void refuse(const std::string& object, const std::string& what,
-                           const std::string& remedy) const;
+                           const std::string& of_fault) const;
 
  private:
   Hdf5Handle open_dataset(const std::string& name) const;
+  const std::string& remedy(const std::string& of_fault) const;
+  // [rank] of /name, whose type class and rank must be these.
+  std::vector<int64_t> shape(const std::string& name, H5T_class_t wanted, int rank) const;
   void read(const std::string& name, hid_t type, void* values) const;
 
   std::string path_;
+  Hdf5Faults faults_;
   int64_t file_size_ = 0;
   Hdf5Handle file_;
 };

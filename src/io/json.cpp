@@ -9,18 +9,26 @@
 namespace utrain {
 namespace {
 
-// A string as JSON text; bytes that are not UTF-8 become U+FFFD.
+// A string as JSON text; bytes that are not UTF-8 become U+FFFD. The control characters that JSON
+// lets stand (DEL, U+0080 to U+009F) are escaped too: a terminal would obey them in a message.
 std::string string_text(const std::string& text) {
-  return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
-// The same for messages: one line of at most about 80 bytes, cut between characters.
-std::string short_string_text(const std::string& text) {
-  std::string out = string_text(text);
-  if (out.size() <= 80) return out;
-  size_t end = 76;
-  while (end > 0 && (static_cast<unsigned char>(out[end]) & 0xC0) == 0x80) --end;
-  return out.substr(0, end) + "...\"";
+  const std::string dumped =
+      nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  std::string out;
+  out.reserve(dumped.size());
+  for (size_t i = 0; i < dumped.size(); ++i) {
+    const auto c = static_cast<unsigned char>(dumped[i]);
+    const auto next = static_cast<unsigned char>(i + 1 < dumped.size() ? dumped[i + 1] : 0);
+    if (c == 0x7F) {
+      out += "\\u007f";
+    } else if (c == 0xC2 && next >= 0x80 && next < 0xA0) {
+      out += fmt::format("\\u{:04x}", next);
+      ++i;
+    } else {
+      out += dumped[i];
+    }
+  }
+  return out;
 }
 
 // Builds the value while the parser runs, so that limits hold before memory is taken.
@@ -106,7 +114,7 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
     std::sort(keys.begin(), keys.end());
     const auto twice = std::adjacent_find(keys.begin(), keys.end());
     if (twice == keys.end()) return;
-    fail(code_, where_, fmt::format("key {} found twice", short_string_text(std::string(*twice))),
+    fail(code_, where_, fmt::format("key {} found twice", in_quotes(std::string(*twice))),
          "each key of an object may stand once: repair the file");
   }
 
@@ -218,12 +226,20 @@ Json parse_json(std::string_view text, const std::string& where, ExitCode code,
   return builder.take();
 }
 
+std::string in_quotes(const std::string& text) {
+  std::string out = string_text(text);
+  if (out.size() <= 80) return out;
+  size_t end = 76;
+  while (end > 0 && (static_cast<unsigned char>(out[end]) & 0xC0) == 0x80) --end;
+  return out.substr(0, end) + "...\"";
+}
+
 std::string describe(const Json& json) {
   if (json.is_null()) return "null";
   if (json.is_bool()) return json.as_bool() ? "true" : "false";
   if (json.is_integer()) return fmt::format("integer {}", to_text(json));
   if (json.is_number()) return fmt::format("number {}", to_text(json));
-  if (json.is_string()) return fmt::format("string {}", short_string_text(json.as_string()));
+  if (json.is_string()) return fmt::format("string {}", in_quotes(json.as_string()));
   if (json.is_array()) return fmt::format("array of {}", json.as_array().size());
   return fmt::format("object of {}", json.as_object().size());
 }
@@ -249,7 +265,9 @@ JsonObjectReader::JsonObjectReader(const Json& object, std::string where, ExitCo
 
 void JsonObjectReader::fail_key(std::string_view key, std::string_view what,
                                 std::string_view remedy) const {
-  fail(code_, fmt::format("{}: {}", where_, key), what, remedy);
+  // The key may be the file's own: as in JSON, but for the quotes.
+  const std::string shown = in_quotes(std::string(key));
+  fail(code_, fmt::format("{}: {}", where_, shown.substr(1, shown.size() - 2)), what, remedy);
 }
 
 const Json* JsonObjectReader::find(std::string_view key) const {

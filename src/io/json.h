@@ -75,13 +75,15 @@ class Json {
 
 struct JsonLimits {
   int64_t depth = 64;
-  int64_t values = 1 << 22;  // scalars, arrays and objects together
+  int64_t values = 1 << 20;  // scalars, arrays and objects together: about 100 bytes of memory each
 };
 
 // Fails with code and "where: byte N: ..." on anything that is not exactly one JSON value.
 Json parse_json(std::string_view text, const std::string& where, ExitCode code = ExitCode::bad_file,
                 const JsonLimits& limits = {});
 
+// Text of a file for messages: quoted and escaped as in JSON, one line of at most about 80 bytes.
+std::string in_quotes(const std::string& text);
 // The kind and value in a few words, for messages: `string "abc"`, `number 4.0`, `array of 3`.
 std::string describe(const Json& json);
 

@@ -111,7 +111,7 @@ void ModelFiles::open_sharded(const std::string& index_path) {
     if (!value.is_string() || !is_shard_name(value.as_string())) {
       fail(ExitCode::bad_file, weight_map.where(),
            fmt::format("{} found for tensor {}, a plain file name NAME.safetensors wanted",
-                       describe(value), describe(Json(name))),
+                       describe(value), in_quotes(name)),
            "repair the index or fetch it again");
     }
     shards.insert(value.as_string());
@@ -134,7 +134,7 @@ void ModelFiles::open_sharded(const std::string& index_path) {
     const StoredTensor* tensor = file.find(name);
     if (tensor == nullptr) {
       fail(ExitCode::bad_file, file.path(),
-           fmt::format("tensor {} is not in it, though {} says so", name, index_path),
+           fmt::format("tensor {} is not in it, though {} says so", in_quotes(name), index_path),
            "fetch the index and its files again, from one revision");
     }
     tensors_.emplace(name, tensor);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "data/tokenizer.h"
 #include "io/file.h"
 #include "io/peft_adapter.h"
 #include "model/weights.h"
@@ -246,10 +247,12 @@ Job read_job(const Config& config, int ranks) {
   // Names and shapes of the weights are part of the check, their values are not.
   if (config.model.init == "pretrained") open_pretrained(config.model.path, job.architecture);
   job.train = read_token_data_set(config.data.train, job.architecture.vocab_size);
+  check_tokenizer(job.train, config.model.path);
   job.train_rows = make_rows(job.train, row_options(job.config, true));
   warn_of_dropped(job, "data.train", job.train_rows);
   if (job.has_eval()) {
     job.eval = read_token_data_set(config.data.eval, job.architecture.vocab_size);
+    check_tokenizer(job.eval, config.model.path);
     job.eval_rows = make_rows(job.eval, row_options(job.config, false));
     warn_of_dropped(job, "data.eval", job.eval_rows);
     if (config.eval.max_rows > 0) keep_first_rows(job.eval_rows, job.eval, config.eval.max_rows);
