@@ -193,8 +193,8 @@ class Watchdog::Watcher {
     // A launcher ends all ranks when the first one has gone.
     while (left() > 0.0 && !all_have_spoken(!crash_dir.empty()))
       std::this_thread::sleep_for(kPeriod / 10);
-    // One goes, and the launcher ends the others: mpirun 4.1 may crash or hang where all go at once
-    // while one is in MPI_Finalize. They go by themselves where it does not.
+    // One goes, and the launcher ends the others: mpirun 4.1 does not always survive that all go at
+    // once. They go by themselves where it does not.
     if (text.empty()) {
       std::this_thread::sleep_for(std::chrono::duration<double>(kAfterTheFirst) +
                                   kPeriod * std::min(place_.local_rank, 10));
