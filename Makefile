@@ -6,7 +6,7 @@ JOBS ?= $(shell nproc)
 # mpirun refuses root and more ranks than cores unless it is told that both are meant.
 MPIRUN := mpirun $(if $(filter 0,$(shell id -u)),--allow-run-as-root) --oversubscribe --bind-to none
 
-.PHONY: help packages build run test test-asan fuzz bundle lint format tools clean
+.PHONY: help packages build run test test-asan test-slurm bundle lint format tools clean fuzz test-faults test-mutants
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | column -t -s '	'
@@ -26,10 +26,16 @@ test: build tools  ## builds and passes all tests
 	@cmake --build --preset cpu -j $(JOBS)
 	@ctest --preset cpu -j 2
 	@tools/.venv/bin/python -m unittest discover -s tests/tools
+	@$(MAKE) --no-print-directory test-slurm
 	@$(MAKE) --no-print-directory test-asan
 
+# Slurm's daemons need root; without it the test says that it is skipped.
+test-slurm: build  ## the scripts of jobs/ under a real Slurm in a temporary directory, 90 s
+	@[ $$(id -u) -ne 0 ] || tools/packages slurm
+	@python3 -m unittest discover -s tests/slurm
+
 # What reads files of others, and a training step on two ranks, under AddressSanitizer and UndefinedBehaviorSanitizer.
-ASAN_TESTS := json_test safetensors_test model_files_test peft_adapter_test architecture_test config_test token_data_set_test fuzz_corpus_test step_test
+ASAN_TESTS := json_test safetensors_test model_files_test peft_adapter_test architecture_test config_test token_data_set_test step_test checkpoint_test checkpoint_damage_test fuzz_corpus_test
 test-asan: packages  ## the parsers and a 2-rank step under ASan and UBSan
 	@cmake --preset asan $(if $(wildcard build/asan/build.ninja),>/dev/null)
 	@cmake --build --preset asan --target utrain $(ASAN_TESTS) -j $(JOBS)
@@ -41,6 +47,15 @@ fuzz:  ## EXECS=1000000 executions of every fuzz target under libFuzzer, ASan an
 	@cmake --preset fuzz $(if $(wildcard build/fuzz/build.ninja),>/dev/null)
 	@cmake --build --preset fuzz -j $(JOBS)
 	@tools/fuzz build/fuzz $(EXECS)
+
+FAULT_TESTS := fault_library_test faults_kill_test faults_damage_test faults_disk_test faults_hang_test faults_stop_test faults_resume_test \
+  refusal_test
+test-faults: build  ## the full set of fault tests, an hour or so; goes on where it was interrupted (FLAGS="--minutes 9")
+	@cmake --build --preset cpu --target $(FAULT_TESTS) -j $(JOBS)
+	@tools/test_faults $(FLAGS)
+
+test-mutants: build  ## faults in utrain itself that the fault tests must find
+	@tools/test_mutants
 
 bundle: build  ## dist/utrain.tar.xz: runs on another Linux without installing anything (PRESET=release-cuda with GPUs)
 	@tools/packages bundle

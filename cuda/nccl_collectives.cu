@@ -8,39 +8,27 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <future>
 #include <optional>
 #include <thread>
 #include <vector>
 
 #include "backend.h"
 #include "comm/nccl_collectives.h"
+#include "comm/watchdog.h"
 #include "cuda_backend.h"
 #include "cuda_check.h"
 #include "handle.h"
 #include "nccl_communicator.h"
 #include "nccl_lane.h"
+#include "peer_memory.h"
 #include "rank_sum.h"
 #include "waits.h"
 
 namespace utrain {
 namespace {
 
-constexpr int64_t kPartAlignment = 256;
 constexpr int64_t kScalarBytes = 8;
 constexpr int64_t kEnds = 256;
-
-// x as a flat view of its n elements.
-Tensor flat(const Tensor& x, int64_t n) {
-  ASSERT(x.n_elem() == n && x.contiguous() && (n == 0 || x.data != nullptr));
-  return make_tensor(x.data, x.dtype, 1, n);
-}
-
-int64_t free_bytes() {
-  size_t free = 0, total = 0;
-  CUDA_CHECK(cudaMemGetInfo(&free, &total));
-  return static_cast<int64_t>(free);
-}
 
 class NcclCollectives : public Collectives {
  public:
@@ -48,12 +36,13 @@ class NcclCollectives : public Collectives {
       : rank_(rank),
         size_(size),
         timeout_s_(options.timeout_s),
+        watchdog_(options.watchdog),
         backend_stream_(cuda::stream_of(backend)),
-        free_at_start_(free_bytes()),
+        free_at_start_(cuda::free_bytes()),
         lane_(lane_of(size, options)),
         lane_bytes_(options.beside == nullptr ? lane_->scratch_bytes : 0),
         backend_reached_(cuda::make_event()),
-        part_bytes_(bytes_of_part(lane_->scratch_bytes, size)),
+        part_bytes_(cuda::bytes_of_part(lane_->scratch_bytes, size)),
         scalars_(cuda::make_device_memory(kScalarBytes * size)),
         host_scalars_(cuda::make_pinned(kScalarBytes * size)) {
     for (int64_t i = 0; i < kEnds; ++i) ends_.push_back(cuda::make_event());
@@ -61,6 +50,7 @@ class NcclCollectives : public Collectives {
 
   ~NcclCollectives() override {
     if (!comm_) return;
+    if (watchdog_ != nullptr) watchdog_->forget(this);
     if (!lane_->failed()) cudaStreamSynchronize(stream());
     std::erase(lane_->communicators, &*comm_);
   }
@@ -70,26 +60,23 @@ class NcclCollectives : public Collectives {
     deadline_ = Clock::now() + std::chrono::seconds(timeout_s_);
     comm_.emplace(id, rank_, size_);
     lane_->communicators.push_back(&*comm_);
+    if (watchdog_ != nullptr)
+      watchdog_->at_hang(this, [comm = comm_->get()] { ncclCommAbort(comm); });
     take_memory();
-    reserve_bytes_ = std::max(lane_bytes_, free_at_start_ - free_bytes());
+    reserve_bytes_ = std::max(lane_bytes_, free_at_start_ - cuda::free_bytes());
     deadline_ = Clock::time_point::max();
   }
 
   int timeout_s() const { return timeout_s_; }
 
-  [[noreturn]] void fail_waiting() const {
-    fail(ExitCode::internal, "ncclCommInitRank",
-         fmt::format("rank {} of {} waited {} s for the others", rank_, size_, timeout_s_),
-         "see which rank is missing; NCCL_DEBUG=INFO tells what NCCL does, NCCL_SOCKET_IFNAME "
-         "names the network by which ranks find each other");
-  }
+  [[noreturn]] void fail_waiting() const { cuda::fail_waiting(rank_, size_, timeout_s_); }
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   int64_t reserve_bytes() const override { return reserve_bytes_; }
 
   void begin_all_reduce_sum(const Tensor& x) override {
-    begin();
+    const Begun begun(*this, CallKind::all_reduce, x.n_elem());
     const int64_t n = x.n_elem();
     const Tensor whole = flat(x, n);
     if (size_ > 1 && n > 0) {
@@ -101,14 +88,14 @@ class NcclCollectives : public Collectives {
   }
 
   void begin_reduce_scatter_sum(const Tensor& shard, const Tensor& x) override {
-    begin();
+    const Begun begun(*this, CallKind::reduce_scatter, x.n_elem());
     const int64_t n = x.n_elem();
     sum_slice(flat(shard, slice_size(n, rank_, size_)), flat(x, n));
     queued();
   }
 
   void begin_all_gather(const Tensor& whole, const Tensor& shard) override {
-    begin();
+    const Begun begun(*this, CallKind::all_gather, whole.n_elem());
     const int64_t n = whole.n_elem();
     gather_slices(flat(whole, n), flat(shard, slice_size(n, rank_, size_)));
     queued();
@@ -138,7 +125,7 @@ class NcclCollectives : public Collectives {
   }
 
   void broadcast(const Tensor& x, int root) override {
-    begin();
+    const Begun begun(*this, CallKind::broadcast, x.n_elem());
     ASSERT(root >= 0 && root < size_);
     const Tensor whole = flat(x, x.n_elem());
     if (whole.cols > 0) broadcast_bytes(whole.data, whole.cols * size_of(x.dtype), root);
@@ -147,7 +134,7 @@ class NcclCollectives : public Collectives {
   }
 
   double all_reduce_sum(double x) override {
-    ++number_;
+    const Numbered numbered(*this, CallKind::scalar);
     const std::vector<double> values = gather_scalars(x);
     double sum = values[0];
     for (size_t r = 1; r < values.size(); ++r) sum += values[r];
@@ -155,29 +142,44 @@ class NcclCollectives : public Collectives {
   }
 
   int64_t all_reduce_max(int64_t x) override {
-    ++number_;
+    const Numbered numbered(*this, CallKind::scalar);
     const std::vector<int64_t> values = gather_scalars(x);
     return *std::max_element(values.begin(), values.end());
   }
 
   void barrier() override {
-    ++number_;
+    const Numbered numbered(*this, CallKind::barrier);
     gather_scalars(int64_t{0});
+  }
+
+  void share(std::span<const Tensor> shards) override {
+    if (size_ == 1) return;
+    CUDA_CHECK(cudaStreamSynchronize(backend_stream_));  // they are written
+    auto peers =
+        cuda::PeerMemory::open(shards, rank_, size_, [this](std::byte* all, int64_t bytes) {
+          gather_bytes(all, all + rank_ * bytes, bytes);
+          wait_on_host();
+        });
+    // Where one cannot, all gather.
+    if (all_reduce_max(peers == nullptr) == 0) peers_.push_back(std::move(peers));
+  }
+
+  // A gather of a few bytes: what is queued after it begins when all ranks have reached it.
+  void shared_changed() override {
+    if (peers_.empty()) return;
+    const Begun begun(*this, CallKind::barrier, 0);
+    auto* device = static_cast<std::byte*>(scalars_.get());
+    gather_bytes(device, device + rank_ * kScalarBytes, kScalarBytes);
+    queued();
   }
 
  private:
   static std::shared_ptr<cuda::Lane> lane_of(int size, const NcclOptions& options) {
     if (options.beside == nullptr)
-      return cuda::make_lane(bytes_of_part(options.scratch_bytes, size) * (size - 1));
+      return cuda::make_lane(cuda::bytes_of_part(options.scratch_bytes, size) * (size - 1));
     const auto* beside = dynamic_cast<const NcclCollectives*>(options.beside);
     ASSERT(beside != nullptr && beside->size_ >= size);
     return beside->lane_;
-  }
-
-  // Scratch for the part of each other rank.
-  static int64_t bytes_of_part(int64_t scratch_bytes, int size) {
-    const int64_t bytes = scratch_bytes / std::max(1, size - 1);
-    return std::max(kPartAlignment, bytes / kPartAlignment * kPartAlignment);
   }
 
   // NCCL takes the memory of a connection or an algorithm when it is first used: now, not in a
@@ -191,19 +193,29 @@ class NcclCollectives : public Collectives {
     sum_slice(own, whole);
     send_slices(whole, own);
     if (size_ > 1) {
-      const int64_t share = part_bytes_ * (size_ - 1) / size_ / kPartAlignment * kPartAlignment;
+      const int64_t share =
+          part_bytes_ * (size_ - 1) / size_ / cuda::kPartAlignment * cuda::kPartAlignment;
       gather_bytes(part_of(0), part_of(0) + rank_ * share, share);
       broadcast_bytes(part_of(0), share, 0);
     }
     gather_scalars(int64_t{0});
   }
 
-  // Every call but the scalar ones stands between these two.
-  void begin() {
-    ++number_;
-    CUDA_CHECK(cudaEventRecord(backend_reached_.get(), backend_stream_));
-    CUDA_CHECK(cudaStreamWaitEvent(stream(), backend_reached_.get()));
-  }
+  // A call has the next number, and the watchdog knows what it is.
+  struct Numbered {
+    Numbered(NcclCollectives& of, CallKind kind, int64_t n_elem = 0) {
+      ++of.number_;
+      if (of.watchdog_ != nullptr) call.emplace(*of.watchdog_, kind, n_elem);
+    }
+    std::optional<Watchdog::InCall> call;
+  };
+  // Every call but the scalar ones stands between this and queued().
+  struct Begun : Numbered {
+    Begun(NcclCollectives& of, CallKind kind, int64_t n_elem) : Numbered(of, kind, n_elem) {
+      CUDA_CHECK(cudaEventRecord(of.backend_reached_.get(), of.backend_stream_));
+      CUDA_CHECK(cudaStreamWaitEvent(of.stream(), of.backend_reached_.get()));
+    }
+  };
   void queued() { CUDA_CHECK(cudaEventRecord(end_of(number_), stream())); }
 
   // The end of a call, or of a later one where kEnds calls have begun since.
@@ -248,6 +260,9 @@ class NcclCollectives : public Collectives {
     ASSERT(shard.dtype == whole.dtype);
     const int64_t n = whole.cols;
     if (n == 0) return;
+    for (const auto& peers : peers_) {
+      if (peers->gather(whole, shard, stream())) return;
+    }
     if (n % (size_ * kBlock) == 0)
       gather_bytes(whole.data, shard.data, shard.cols * size_of(shard.dtype));
     else
@@ -331,6 +346,7 @@ class NcclCollectives : public Collectives {
   using Clock = std::chrono::steady_clock;
 
   int rank_, size_, timeout_s_;
+  Watchdog* watchdog_;
   Clock::time_point deadline_ = Clock::time_point::max();
   cudaStream_t backend_stream_;
   int64_t free_at_start_;
@@ -345,6 +361,7 @@ class NcclCollectives : public Collectives {
   std::optional<cuda::NcclCommunicator> comm_;  // from connect on; goes first
   int64_t waited_for_ = 0;                      // number of a call that the backend already follows
   int64_t reserve_bytes_ = 0;
+  std::vector<std::unique_ptr<cuda::PeerMemory>> peers_;  // [calls of share]
 };
 
 }  // namespace
@@ -366,18 +383,15 @@ std::unique_ptr<Collectives> connect_nccl_collectives(std::unique_ptr<Collective
   std::memcpy(id.internal, unique_id.data(), sizeof id.internal);
   int device = 0;
   CUDA_CHECK(cudaGetDevice(&device));
-  std::packaged_task<void()> task([=] {
+  const auto bound = std::chrono::seconds(collectives->timeout_s()) + kGrace;
+  const bool connected = cuda::done_within(bound, [=] {
     CUDA_CHECK(cudaSetDevice(device));
     collectives->connect(id);
   });
-  std::future<void> connected = task.get_future();
-  std::thread(std::move(task)).detach();
-  const auto bound = std::chrono::seconds(collectives->timeout_s()) + kGrace;
-  if (connected.wait_for(bound) != std::future_status::ready) {
+  if (!connected) {
     (void)prepared.release();
     collectives->fail_waiting();
   }
-  connected.get();
   return prepared;
 }
 

@@ -36,6 +36,15 @@ bool is_first_process() {
   return true;
 }
 
+// run.hang_timeout where the command line has it, so that MPI's start is watched with it too; what
+// is wrong with it is told when the input is read.
+int64_t hang_timeout(const utrain::CommandLine& command_line) {
+  int64_t seconds = 0;
+  for (const utrain::Override& o : command_line.overrides)
+    if (o.key == "run.hang_timeout") seconds = std::strtoll(o.value.c_str(), nullptr, 10);
+  return std::clamp<int64_t>(seconds, 0, int64_t{1} << 30);
+}
+
 int code_of(ExitCode code) {
   return static_cast<int>(code);
 }
@@ -95,7 +104,7 @@ int main(int argc, char** argv) {
       usage = e.what();  // told once MPI runs: from one rank, without the launcher's alarm
     }
     const std::vector<std::string> arguments(argv + 1, argv + argc);
-    const utrain::World world(&argc, &argv);
+    const utrain::World world(&argc, &argv, {.hang_timeout = hang_timeout(command_line)});
     return run(command_line, usage, fmt::format("{}", fmt::join(arguments, " ")), world);
   } catch (const Error& e) {  // MPI did not start: every process is alone
     if (is_first_process()) print_error(e.what());

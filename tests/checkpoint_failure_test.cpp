@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <hdf5.h>
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -140,6 +141,7 @@ class Failure : public ::testing::Test {
     expect_refused([&] { save(place(), 200, layout, other, options); }, ExitCode::io,
                    {"/checkpoints", reason});
     EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
+    EXPECT_EQ(H5Fget_obj_count(static_cast<hid_t>(H5F_OBJ_ALL), H5F_OBJ_ALL), 0) << "HDF5 holds on";
     forget();
     load(path, layout);
   }

@@ -142,12 +142,7 @@ inline const std::vector<Case>& not_in_this_version() {
   static const std::vector<Case> cases = {
       {"[model]\nquantize = \"fp8\"", {"in.toml:2:12: model.quantize: \"fp8\" is", "\"none\""}},
       {"[model]\nquantize = \"nf4\"", {"in.toml:2:12: model.quantize"}},
-      {"[checkpoint]\nevery = 100", {"in.toml:2:9: checkpoint.every"}},
-      {"[checkpoint]\nkeep = 5", {"in.toml:2:8: checkpoint.keep"}},
-      {"[checkpoint]\nresume = \"run/checkpoints/step-1\"", {"in.toml:2:10: checkpoint.resume"}},
       {"[log]\ntensorboard = true", {"in.toml:2:15: log.tensorboard"}},
-      {"[run]\nhang_timeout = 60", {"in.toml:2:16: run.hang_timeout"}},
-      {"[run]\nmax_hours = 1.5", {"in.toml:2:13: run.max_hours"}},
   };
   return cases;
 }

@@ -352,9 +352,11 @@ TEST(Print, ReadsBackToTheSameConfig) {
                                      {"train.seed", "9223372036854775807"},
                                      {"lora.target_modules", "down_proj,k_proj"},
                                      {"lora.use_rslora", "true"},
+                                     {"checkpoint.allow_changes", "data,train.lr"},
                                      {"data.eval", odd}});
   const Config config = parse_config("", "in.toml", overrides);
   EXPECT_EQ(config.data.eval, odd);
+  EXPECT_EQ(config.checkpoint.allow_changes, (std::vector<std::string>{"data", "train.lr"}));
   expect_round_trip(config);
 }
 

@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -50,16 +51,21 @@ inline constexpr int kAlone = 0;  // ranks of a process without mpirun
 
 class Launch {
  public:
-  Launch(int ranks, const std::vector<std::string>& arguments)
+  // environment: "NAME=value", of the ranks alone, not of mpirun.
+  Launch(int ranks, const std::vector<std::string>& arguments,
+         const std::vector<std::string>& environment = {}, const std::string& program = binary())
       : start_(std::chrono::steady_clock::now()) {
     std::vector<std::string> words;
     if (ranks != kAlone) {
-      words = {"mpirun", "--oversubscribe",           "--bind-to", "none",
-               "--mca",  "odls_base_sigkill_timeout", "0"};
+      words = {"mpirun", "--oversubscribe", "--bind-to", "none"};
+      // Ranks are killed at once. mpirun does not always survive that where one is in MPI_Finalize.
+      if (program == binary())
+        words.insert(words.end(), {"--mca", "odls_base_sigkill_timeout", "0"});
       if (::geteuid() == 0) words.push_back("--allow-run-as-root");
+      for (const std::string& variable : environment) words.insert(words.end(), {"-x", variable});
       words.insert(words.end(), {"-np", std::to_string(ranks)});
     }
-    words.push_back(binary());
+    words.push_back(program);
     words.insert(words.end(), arguments.begin(), arguments.end());
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());
@@ -92,9 +98,37 @@ class Launch {
     return pid_ > 0;
   }
   std::string out() const { return read_bytes(files_ / "out"); }  // so far
+  pid_t pid() const {
+    return pid_;
+  }  // of mpirun, or of utrain where it is alone; < 0 once it ended
   // What a lost node or a batch system does to the launcher.
   void kill_launcher() {
     if (is_running()) ::kill(pid_, SIGKILL);
+  }
+
+  // The process of a rank of mpirun; waits until it is there. 0: it never was, or is gone.
+  pid_t process_of(int rank) {
+    const std::string wanted = fmt::format("OMPI_COMM_WORLD_RANK={}", rank);
+    for (; is_running() && seconds() < 30.0;
+         std::this_thread::sleep_for(std::chrono::milliseconds(2))) {
+      std::ifstream children(fmt::format("/proc/{0}/task/{0}/children", pid_));
+      for (pid_t child; children >> child;) {
+        const std::string command = read_bytes(fmt::format("/proc/{}/cmdline", child));
+        const std::string variables = read_bytes(fmt::format("/proc/{}/environ", child));
+        if (command.starts_with("mpirun")) continue;  // not there yet
+        if (('\0' + variables).find('\0' + wanted + '\0') != std::string::npos) return child;
+      }
+    }
+    return 0;
+  }
+  void send(int rank, int signal) {
+    const pid_t process = process_of(rank);
+    ASSERT_GT(process, 0) << "no rank " << rank;
+    ::kill(process, signal);
+  }
+
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   }
 
   Outcome wait(double limit_seconds = 60.0) {
@@ -114,9 +148,6 @@ class Launch {
   }
 
  private:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
   // mpirun ends its ranks on SIGTERM; SIGKILL is for one that does not listen.
   void end() {
     for (int i = 0; i < 1000 && is_running(); ++i) {

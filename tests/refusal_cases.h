@@ -212,7 +212,11 @@ inline std::vector<Refusal> refusals_of_input() {
          s.set("run.backend", "\"cpu\""), s.set("parallel.collectives", "\"nccl\"");
        }},
       wrong_setting("GpuMemoryNegative", "run.gpu_memory_gb", "-1", "found -1"),
-      wrong_setting("LaterCheckpoint", "checkpoint.every", "10", "not in this version"),
+      wrong_setting("UnknownChange", "checkpoint.allow_changes", "[\"train.lrr\"]",
+                    "did you mean \"train.lr\"?"),
+      wrong_setting("ChangeOfShape", "checkpoint.allow_changes", "[\"lora.r\"]", "found"),
+      {"NoSuchCheckpoint", 5, "no/such/step-00000001",
+       [](Sandbox& s) { s.set("checkpoint.resume", "\"no/such/step-00000001\""); }},
       {"FullWithLora", 2, "lora.r: found beside train.method = \"full\"",
        [](Sandbox& s) { s.set("train.method", "\"full\""), s.set("lora.r", "8"); }},
       wrong_flags("PlanOfNoRanks", {"--plan", "--ranks=0"}, "--ranks: found \"0\""),

@@ -246,7 +246,7 @@ TEST_F(RunDirectoryTest, RefusalsHaveTheirCodeOnAllRanks) {
       {{"--lora.r=4"}, 2, "lora.r"},
       {{"--lora.alpha=1"}, 2, "lora.alpha"},
       {{"--run.dir=" + (dir_ / "file")}, 2, "a directory"},
-      {{"--checkpoint.every=5"}, 2, "not in this version"},
+      {{"--checkpoint.resume=" + (dir_ / "none")}, 5, "none"},
       {{"--no-such-flag"}, 2, "no-such-flag"},
       {{"--data.eval=" + (dir_ / "silent.h5")}, 3, "no document has a target"},
       {{"--model.path=" + model}, 3, "model.safetensors"},

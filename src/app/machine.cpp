@@ -31,9 +31,8 @@ bool shards_in_nodes(const Config& config, const World& world) {
          world.n_nodes() > 1;
 }
 
-// The part that a rank may plan for; the rest is left to the system, the driver and libraries.
 int64_t share_of(int64_t bytes, int ranks) {
-  return static_cast<int64_t>(0.9 * static_cast<double>(bytes)) / ranks;
+  return static_cast<int64_t>(kShareOfMemory * static_cast<double>(bytes)) / ranks;
 }
 
 Machine open_cpu(const Config& config, const World& world) {
@@ -151,6 +150,7 @@ Machine open_cuda(const Config& config, const World& world) {
   machine.memory_budget = -machine.collectives->all_reduce_max(-budget);
   machine.host_memory_budget = -machine.collectives->all_reduce_max(-host_budget);
   machine.gpus = world.gather_text(gpu.name);
+  world.name_device(fmt::format("GPU {}, {}", device, gpu.name));
   machine.distinct_gpus = once_each(machine.gpus, places);
   machine.description = fmt::format("cuda ({}, {:.1f} GB, driver for CUDA {}{})", gpu.name,
                                     static_cast<double>(gpu.memory_bytes) * 1e-9, gpu.driver,

@@ -55,9 +55,10 @@ std::string text_of_count(double n) {
   return digits;
 }
 
-Progress::Progress(int64_t total_steps, int64_t every, bool every_is_given)
+Progress::Progress(int64_t total_steps, int64_t every, bool every_is_given, int64_t first_step)
     : total_steps_(total_steps),
       every_(every),
+      first_step_(first_step),
       every_is_given_(every_is_given),
       terminal_(output_is_terminal()),
       last_line_(std::chrono::steady_clock::now()) {}
@@ -67,7 +68,7 @@ Progress::~Progress() {
 }
 
 bool Progress::line_is_due(int64_t step) const {
-  if (step == 1 || step == total_steps_) return true;
+  if (step == first_step_ || step == total_steps_) return true;
   if (step % every_ != 0) return false;
   return terminal_ || every_is_given_ ||
          std::chrono::steady_clock::now() - last_line_ >= std::chrono::seconds(10);

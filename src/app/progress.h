@@ -15,8 +15,9 @@ std::string text_of_count(double n);           // "12,345"
 
 class Progress {
  public:
-  // every: steps between lines; not asked for, lines in a file come at most every 10 s.
-  Progress(int64_t total_steps, int64_t every, bool every_is_given);
+  // every: steps between lines; not asked for, lines in a file come at most every 10 s, and at the
+  // first step and the last.
+  Progress(int64_t total_steps, int64_t every, bool every_is_given, int64_t first_step = 1);
   ~Progress();
 
   void step(const StepStats& stats);
@@ -29,7 +30,7 @@ class Progress {
   void clear_bar();
   bool line_is_due(int64_t step) const;
 
-  int64_t total_steps_, every_;
+  int64_t total_steps_, every_, first_step_;
   bool every_is_given_;
   bool terminal_;
   bool bar_is_drawn_ = false;

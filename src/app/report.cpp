@@ -82,6 +82,11 @@ double per_second(double amount, const RunTotals& totals) {
   return totals.step_seconds > 0.0 ? amount / totals.step_seconds : 0.0;
 }
 
+// Of the steps that this process made.
+double percent_of_steps(double seconds, const RunTotals& totals) {
+  return totals.own_step_seconds > 0.0 ? 100.0 * seconds / totals.own_step_seconds : 0.0;
+}
+
 }  // namespace
 
 std::string start_table(const Job& job, const RunFacts& facts, const Arena& arena,
@@ -143,6 +148,8 @@ std::string start_table(const Job& job, const RunFacts& facts, const Arena& aren
   if (facts.reserve_bytes > 0)
     memory += fmt::format("; besides, libraries hold {}", text_of_bytes(facts.reserve_bytes));
   row("memory", memory);
+  if (!facts.checkpoints.empty()) row("checkpoint", facts.checkpoints);
+  if (!facts.continues.empty()) row("continues", "from " + facts.continues);
   for (const std::string& warning : facts.warnings) row("warning", warning);
   for (const std::string& warning : job.warnings) row("warning", warning);
   return out;
@@ -187,7 +194,13 @@ std::string summary_json(const Job& job, const RunFacts& facts, const Trainer& t
   const double flops = per_second(totals.model_flops, totals), peak = peak_of_all(facts);
   s.set("model_flops_per_second", flops).set("mfu", peak > 0.0 ? Json(flops / peak) : Json());
   s.set("exposed_communication_percent",
-        facts.ranks > 1 ? Json(100.0 * per_second(totals.exposed_seconds, totals)) : Json());
+        facts.ranks > 1 ? Json(percent_of_steps(totals.exposed_seconds, totals)) : Json());
+  Json checkpoints = Json::object();
+  checkpoints.set("written", totals.n_checkpoints)
+      .set("newest", totals.last_checkpoint.empty() ? Json() : Json(totals.last_checkpoint))
+      .set("longest_stall_ms", 1e3 * totals.longest_stall_seconds)
+      .set("stall_percent", percent_of_steps(totals.stall_seconds, totals));
+  s.set("restarts", totals.restarts).set("checkpoints", checkpoints);
   s.set("seconds", seconds).set("peak_memory_bytes", memory);
   s.set(job.is_full() ? "trained_model" : "adapter",
         totals.output_path.empty() ? Json() : Json(totals.output_path))
@@ -203,8 +216,9 @@ std::string end_summary(const Job& job, const RunFacts& facts, const Trainer& tr
   };
   const double rate = per_second(static_cast<double>(totals.tokens), totals);
   const double flops = per_second(totals.model_flops, totals), peak = peak_of_all(facts);
-  out += fmt::format("utrain finished: {} of {} steps in {}\n", totals.steps, job.total_steps,
-                     text_of_seconds(totals.wall_seconds));
+  const bool stopped = totals.exit_code == static_cast<int>(ExitCode::stopped);
+  out += fmt::format("utrain {}: {} of {} steps in {}\n", stopped ? "stopped" : "finished",
+                     totals.steps, job.total_steps, text_of_seconds(totals.wall_seconds));
   row("speed", fmt::format("{} tokens/s ({} a rank), {} tokens, {} of them targets",
                            text_of_count(rate), text_of_count(rate / facts.ranks),
                            text_of_count(static_cast<double>(totals.tokens)),
@@ -233,7 +247,15 @@ std::string end_summary(const Job& job, const RunFacts& facts, const Trainer& tr
   if (facts.ranks > 1) {
     row("exposed", fmt::format("{:.1f} % of the step time is communication that computing did not "
                                "hide, and waiting for other ranks",
-                               100.0 * per_second(totals.exposed_seconds, totals)));
+                               percent_of_steps(totals.exposed_seconds, totals)));
+  }
+  if (totals.n_checkpoints > 0 || totals.restarts > 0) {
+    row("checkpoint",
+        fmt::format("{} written, the longest stall {} ({:.2f} % of the step time in all), {} "
+                    "restart{}",
+                    totals.n_checkpoints, text_of_duration(totals.longest_stall_seconds),
+                    percent_of_steps(totals.stall_seconds, totals), totals.restarts,
+                    totals.restarts == 1 ? "" : "s"));
   }
   row("memory",
       fmt::format("{} planned a rank, {} at most in use by a rank's process",

@@ -11,6 +11,8 @@
 #include <cstring>
 #include <filesystem>
 
+#include "app/resume.h"
+#include "checkpoint/read.h"
 #include "io/file.h"
 #include "io/peft_adapter.h"
 #include "io/safetensors.h"
@@ -20,15 +22,6 @@ namespace utrain {
 namespace fs = std::filesystem;
 
 namespace {
-
-bool holds_finished_run(const std::string& dir) {
-  const std::string path = dir + "/summary.json";
-  std::error_code error;
-  if (!fs::exists(path, error)) return false;
-  const Json summary = parse_json(read_text_file(path, 64 << 20), path);
-  const Json* code = summary.is_object() ? summary.find("exit_code") : nullptr;
-  return code != nullptr && code->is_integer() && code->as_int64() == 0;
-}
 
 // What is there already, dir itself or something above it, must be a directory to write to.
 void check_can_be_made(const std::string& dir) {
@@ -75,12 +68,69 @@ void check_not_finished(const std::string& dir, bool overwrite) {
        "name another run.dir, or set run.overwrite = true to lose that run");
 }
 
+// Where the line of the first step after `step` begins, or the first one that is not whole.
+int64_t end_of_metrics(const std::string& path, int64_t step) {
+  const MappedFile file(path);
+  const std::string_view text(reinterpret_cast<const char*>(file.data()),
+                              static_cast<size_t>(file.size()));
+  size_t begin = 0;
+  int64_t last = 0;
+  for (size_t end; (end = text.find('\n', begin)) != text.npos; begin = end + 1) {
+    try {
+      const Json line = parse_json(text.substr(begin, end - begin), path);
+      const int64_t of_line = JsonObjectReader(line, path).integer("step", 0, INT64_MAX);
+      if (of_line > step) break;
+      last = of_line;
+    } catch (const Error&) {
+      break;
+    }
+  }
+  if (last < step) {
+    fmt::print(stderr, "utrain: warning: {}: lines of steps {} to {} are missing or damaged\n",
+               path, last + 1, step);
+  }
+  return static_cast<int64_t>(begin);
+}
+
+// What was measured after `step` will be measured again.
+void cut_metrics(const std::string& path, int64_t step) {
+  if (!fs::exists(path)) return;
+  std::error_code error;
+  fs::resize_file(path, static_cast<uintmax_t>(end_of_metrics(path, step)), error);
+  if (error) fail_io(path, "cannot cut it back to the checkpoint", error.value());
+}
+
+// A name under which nothing looks for checkpoints; what was left there before goes.
+void set_aside(const std::string& checkpoint) {
+  const fs::path path(checkpoint);
+  const fs::path aside = path.parent_path() / ("unused-" + path.filename().string());
+  std::error_code error;
+  fs::remove_all(aside, error);
+  if (!error) fs::rename(path, aside, error);
+  if (error) fail_io(checkpoint, "cannot be renamed", error.value());
+  fmt::print(stderr, "utrain: warning: {}: is newer than what the run goes on from, now {}\n",
+             checkpoint, aside.filename().string());
+}
+
 }  // namespace
 
-void check_run_directory(const std::string& dir, bool overwrite) {
+bool holds_finished_run(const std::string& dir) {
+  const std::string path = dir + "/summary.json";
+  std::error_code error;
+  if (!fs::exists(path, error)) return false;
+  const Json summary = parse_json(read_text_file(path, 64 << 20), path);
+  const Json* code = summary.is_object() ? summary.find("exit_code") : nullptr;
+  return code != nullptr && code->is_integer() && code->as_int64() == 0;
+}
+
+void check_run_directory(const std::string& dir, bool overwrite, bool dry_run) {
   check_can_be_made(dir);
   if (is_locked(dir)) fail_locked(dir);
   check_not_finished(dir, overwrite);
+  if (dry_run && !list_checkpoints(checkpoints_folder(dir)).empty()) {
+    fail(ExitCode::usage, dir, "holds checkpoints, and metrics that a dry run would replace",
+         "name another run.dir for the dry run");
+  }
 }
 
 RunLock::RunLock(const std::string& dir) : path_(dir + "/.lock") {
@@ -109,24 +159,42 @@ RunLock::~RunLock() {
   close(file_);
 }
 
-RunDirectory::RunDirectory(const std::string& dir, bool overwrite, bool dry_run) : dir_(dir) {
-  check_run_directory(dir, overwrite);
+RunDirectory::RunDirectory(const std::string& dir, bool overwrite, const RunStart& start)
+    : dir_(dir) {
+  check_run_directory(dir, overwrite, start.dry_run);
   std::error_code error;
   fs::create_directories(dir, error);
   if (error) fail_io(dir, "cannot make run.dir", error.value());
   lock_.emplace(dir);
-  check_not_finished(dir, overwrite);  // a run may have finished before the lock was ours
-  std::vector<const char*> old = {"metrics.jsonl"};
-  if (!dry_run) old.insert(old.end(), {"summary.json", "input.resolved.toml", "adapter", "model"});
-  for (const char* name : old) {
-    fs::remove_all(fs::path(dir) / name, error);
-    if (error)
-      fail_io((fs::path(dir) / name).string(), "cannot remove what an earlier run left",
-              error.value());
-  }
+  take(overwrite, start);
   const std::string metrics = dir + "/metrics.jsonl";
-  metrics_ = open(metrics.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
+  metrics_ = open(metrics.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (metrics_ < 0) fail_io(metrics, "cannot open", errno);
+}
+
+void RunDirectory::take(bool overwrite, const RunStart& start) {
+  check_not_finished(dir_, overwrite);  // a run may have finished before the lock was ours
+  if (start.dry_run) return remove("metrics.jsonl");
+  const std::string folder = checkpoints_folder(dir_);
+  if (start.after_step > 0) {
+    cut_metrics(dir_ + "/metrics.jsonl", start.after_step);
+    for (const std::string& checkpoint : start.unused) set_aside(checkpoint);
+  } else {
+    if (!start.clears_checkpoints && !list_checkpoints(folder).empty()) {
+      fail(ExitCode::usage, folder, "checkpoints came to be while this run was starting",
+           "start it again");
+    }
+    remove("checkpoints");
+    remove("metrics.jsonl");
+  }
+  for (const char* name : {"summary.json", "input.resolved.toml", "adapter", "model"}) remove(name);
+}
+
+void RunDirectory::remove(const std::string& name) {
+  const std::string path = dir_ + "/" + name;
+  std::error_code error;
+  fs::remove_all(path, error);
+  if (error) fail_io(path, "cannot remove what an earlier run left", error.value());
 }
 
 RunDirectory::~RunDirectory() {

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "config/config.h"
 #include "io/json.h"
@@ -12,9 +13,21 @@
 
 namespace utrain {
 
-// Fails where dir holds a finished run and overwrite is off, is in use, or cannot be a directory
-// (usage), or cannot be written (io). Reads only.
-void check_run_directory(const std::string& dir, bool overwrite);
+// A summary.json that tells of exit code 0.
+bool holds_finished_run(const std::string& dir);
+
+// Fails where dir holds a finished run and overwrite is off, is in use, cannot be a directory, or
+// holds checkpoints and a dry run would replace the metrics that belong to them (usage), or cannot
+// be written (io). Reads only.
+void check_run_directory(const std::string& dir, bool overwrite, bool dry_run);
+
+// How a run takes its directory.
+struct RunStart {
+  bool dry_run = false;             // writes metrics alone
+  bool clears_checkpoints = false;  // begins again, and may lose the checkpoints that are there
+  int64_t after_step = 0;  // goes on from a checkpoint of this directory; its metrics go on, too
+  std::vector<std::string> unused;  // checkpoints newer than that: their names are taken away
+};
 
 // Keeps a second job out of a directory while this one lives. A file system without locks only gets
 // a warning. The file goes with its holder; one left by a killed job holds nobody up.
@@ -32,9 +45,8 @@ class RunLock {
 
 class RunDirectory {
  public:
-  // Checks, creates, locks, and clears what an unfinished or overwritten run left; a dry run clears
-  // and writes metrics alone. Fails with usage, or io.
-  RunDirectory(const std::string& dir, bool overwrite, bool dry_run);
+  // Checks, creates, locks, and clears what the run does not go on from. Fails with usage, or io.
+  RunDirectory(const std::string& dir, bool overwrite, const RunStart& start);
   ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;
   RunDirectory& operator=(const RunDirectory&) = delete;
@@ -46,10 +58,13 @@ class RunDirectory {
   // Fails with io.
   void write_metrics(const StepStats& stats);
   void write_metrics(int64_t step, const EvalStats& stats);
-  void sync_metrics();  // to disk: a network file system tells of a full disk only here
+  // To disk: a network file system tells of a full disk only here. By any thread.
+  void sync_metrics();
   void write_text(const std::string& name, const std::string& text);
 
  private:
+  void take(bool overwrite, const RunStart& start);
+  void remove(const std::string& name);
   void write_line(const Json& line);
 
   std::string dir_;

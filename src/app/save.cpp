@@ -190,6 +190,7 @@ SavedModel save_model(const std::string& dir, const std::string& source, DType d
     std::string not_finite;
     world.first_rank([&] {
       for (; next != layout.tensors().end() && next->unit == u && not_finite.empty(); ++next) {
+        world.watchdog().progress();
         const float* values = &unit[static_cast<size_t>(next->offset - begin)];
         if (are_finite(values, next->n_elem()))
           writer->write(*next, values);

@@ -180,8 +180,7 @@ std::string commit_checkpoint(const std::string& temp, const CheckpointContents&
   manifest.files.insert(manifest.files.end(), others.begin(), others.end());
   const std::string text = to_text(manifest);
   write_text_file(temp + "/manifest.json", text);
-  write_text_file(temp + "/COMMITTED", xxh3_of(text) + "\n");
-  sync_directory(temp);
+  write_text_file(temp + "/COMMITTED", xxh3_of(text) + "\n");  // syncs temp, too
 
   const fs::path folder = fs::path(temp).parent_path();
   const std::string name = checkpoint_name(contents.step), path = (folder / name).string();

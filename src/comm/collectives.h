@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 
 #include "core/flat_block.h"
 #include "core/tensor.h"
@@ -50,6 +51,13 @@ class Collectives {
   virtual int64_t all_reduce_max(int64_t x) = 0;
   virtual void barrier() = 0;
 
+  // From now on all_gather of one of these tensors, a shard of this rank, may read the shards of
+  // the others where they lie. So whoever writes to one does it after a call that sums what all
+  // ranks gathered for, and says shared_changed() when it is written. As many on all ranks, each in
+  // its place; they outlive the last gather of any rank. Collective, as shared_changed.
+  virtual void share(std::span<const Tensor> /*shards*/) {}
+  virtual void shared_changed() {}
+
   // Seconds so far that the computation stood still for these calls, the scalar ones left out: what
   // it did not hide, and waiting for slower ranks. Waits for what was begun.
   virtual double exposed_seconds() { return 0.0; }
@@ -69,6 +77,12 @@ class Collectives {
   }
 
  protected:
+  // x as a flat view of its n elements.
+  static Tensor flat(const Tensor& x, int64_t n) {
+    ASSERT(x.n_elem() == n && x.contiguous() && (n == 0 || x.data != nullptr));
+    return make_tensor(x.data, x.dtype, 1, n);
+  }
+
   int64_t number_ = 0;
 };
 

@@ -1,16 +1,19 @@
 // A communicator of MPI with its owner: ends with it, unless it is MPI_COMM_WORLD. Included by
 // src/comm/*.cpp only, as mpi_check.h. What is split from a communicator has its error handler.
+// Whoever calls MPI on it so that it waits for other ranks is InCall of its watchdog meanwhile.
 #pragma once
 
 #include "comm/mpi_check.h"
 #include "comm/rank_group.h"
+#include "comm/watchdog.h"
 
 namespace utrain {
 
 struct RankGroup::Communicator {
-  explicit Communicator(MPI_Comm communicator) : comm(communicator) {}
+  Communicator(MPI_Comm communicator, Watchdog& of_rank) : comm(communicator), watchdog(of_rank) {}
   ~Communicator() {
     if (comm == MPI_COMM_WORLD) return;
+    const Watchdog::InCall call(watchdog, CallKind::finalize);
     MPI_Comm ending = comm;
     MPI_Comm_free(&ending);
   }
@@ -18,6 +21,7 @@ struct RankGroup::Communicator {
   Communicator& operator=(const Communicator&) = delete;
 
   const MPI_Comm comm;
+  Watchdog& watchdog;
 };
 
 inline MPI_Comm comm_of(const RankGroup& group) {

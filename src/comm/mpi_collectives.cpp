@@ -59,12 +59,6 @@ class Stopwatch {
   double begin_;
 };
 
-// x as a flat view of its n elements.
-Tensor flat(const Tensor& x, int64_t n) {
-  ASSERT(x.n_elem() == n && x.contiguous() && (n == 0 || x.data != nullptr));
-  return make_tensor(x.data, x.dtype, 1, n);
-}
-
 // sum[i] = ((parts[0][i] + parts[1][i]) + ...). sum may be one of the parts.
 template <class T>
 void sum_in_rank_order(T* sum, const std::vector<const T*>& parts, int64_t n) {
@@ -89,6 +83,7 @@ MpiCollectives::MpiCollectives(const RankGroup& group, int64_t window_elems)
 
 void MpiCollectives::all_reduce_sum(const Tensor& x) {
   ++number_;
+  const Watchdog::InCall call(group_.watchdog(), CallKind::all_reduce, x.n_elem());
   const Stopwatch stopwatch(seconds_);
   const int64_t n = x.n_elem();
   const Tensor whole = flat(x, n);
@@ -99,6 +94,7 @@ void MpiCollectives::all_reduce_sum(const Tensor& x) {
 
 void MpiCollectives::reduce_scatter_sum(const Tensor& shard, const Tensor& x) {
   ++number_;
+  const Watchdog::InCall call(group_.watchdog(), CallKind::reduce_scatter, x.n_elem());
   const Stopwatch stopwatch(seconds_);
   const int64_t n = x.n_elem();
   sum_slice(flat(shard, slice_size(n, rank_, size_)), flat(x, n));
@@ -106,6 +102,7 @@ void MpiCollectives::reduce_scatter_sum(const Tensor& shard, const Tensor& x) {
 
 void MpiCollectives::all_gather(const Tensor& whole, const Tensor& shard) {
   ++number_;
+  const Watchdog::InCall call(group_.watchdog(), CallKind::all_gather, whole.n_elem());
   const Stopwatch stopwatch(seconds_);
   const int64_t n = whole.n_elem();
   gather_slices(flat(whole, n), flat(shard, slice_size(n, rank_, size_)));
@@ -113,6 +110,7 @@ void MpiCollectives::all_gather(const Tensor& whole, const Tensor& shard) {
 
 void MpiCollectives::broadcast(const Tensor& x, int root) {
   ++number_;
+  const Watchdog::InCall call(group_.watchdog(), CallKind::broadcast, x.n_elem());
   const Stopwatch stopwatch(seconds_);
   ASSERT(root >= 0 && root < size_);
   const int64_t n = x.n_elem();
@@ -126,6 +124,7 @@ void MpiCollectives::broadcast(const Tensor& x, int root) {
 
 double MpiCollectives::all_reduce_sum(double x) {
   ++number_;
+  const Watchdog::InCall call(group_.watchdog(), CallKind::scalar);
   std::vector<double> values(static_cast<size_t>(size_));
   MPI_CHECK(MPI_Allgather(&x, 1, MPI_DOUBLE, values.data(), 1, MPI_DOUBLE, comm_of(group_)));
   double sum = values[0];
@@ -135,6 +134,7 @@ double MpiCollectives::all_reduce_sum(double x) {
 
 int64_t MpiCollectives::all_reduce_max(int64_t x) {
   ++number_;
+  const Watchdog::InCall call(group_.watchdog(), CallKind::scalar);
   int64_t largest = x;
   MPI_CHECK(MPI_Allreduce(&x, &largest, 1, MPI_INT64_T, MPI_MAX, comm_of(group_)));
   return largest;
@@ -142,6 +142,7 @@ int64_t MpiCollectives::all_reduce_max(int64_t x) {
 
 void MpiCollectives::barrier() {
   ++number_;
+  const Watchdog::InCall call(group_.watchdog(), CallKind::barrier);
   MPI_CHECK(MPI_Barrier(comm_of(group_)));
 }
 

@@ -17,6 +17,7 @@ namespace utrain {
 
 class Backend;
 class RankGroup;
+class Watchdog;
 class World;
 
 struct NcclOptions {
@@ -25,6 +26,8 @@ struct NcclOptions {
   // Collectives over NCCL of the same backend and of at least as many ranks, whose stream and
   // scratch memory these share; either may go first.
   const Collectives* beside = nullptr;
+  // Is told of the calls, and aborts NCCL at a hang; World's where collectives are opened in one step.
+  Watchdog* watchdog = nullptr;
 };
 
 bool nccl_is_built();

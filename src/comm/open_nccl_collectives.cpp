@@ -18,8 +18,10 @@ std::unique_ptr<Collectives> open_nccl_collectives(const World& world, const Ran
   });
   id = group.broadcast(std::move(id));
   std::unique_ptr<Collectives> collectives;
+  NcclOptions watched = options;
+  watched.watchdog = &world.watchdog();
   world.together([&] {
-    collectives = prepare_nccl_collectives(group.rank(), group.size(), backend, options);
+    collectives = prepare_nccl_collectives(group.rank(), group.size(), backend, watched);
   });
   world.meet([&] { collectives = connect_nccl_collectives(std::move(collectives), id); });
   return collectives;

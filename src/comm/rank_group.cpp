@@ -18,7 +18,12 @@ RankGroup::RankGroup(std::shared_ptr<const Communicator> communicator)
   MPI_CHECK(MPI_Comm_size(comm_of(*this), &size_));
 }
 
+Watchdog& RankGroup::watchdog() const {
+  return communicator_->watchdog;
+}
+
 std::string RankGroup::broadcast(std::string text, int root) const {
+  const Watchdog::InCall call(watchdog(), CallKind::broadcast);
   int64_t n = std::ssize(text);
   MPI_CHECK(MPI_Bcast(&n, 1, MPI_INT64_T, root, comm_of(*this)));
   text.resize(static_cast<size_t>(n));

@@ -7,6 +7,8 @@
 
 namespace utrain {
 
+class Watchdog;
+
 class RankGroup {
  public:
   struct Communicator;  // MPI's: src/comm/communicator.h
@@ -15,6 +17,7 @@ class RankGroup {
   int rank() const { return rank_; }  // in the group
   int size() const { return size_; }
   const Communicator& communicator() const { return *communicator_; }
+  Watchdog& watchdog() const;  // of this rank: World's
 
   // Collective in the group.
   std::string broadcast(std::string text, int root = 0) const;  // root's text

@@ -11,6 +11,7 @@
 #include <array>
 #include <bit>
 #include <cstdlib>
+#include <filesystem>
 #include <limits>
 #include <new>
 #include <numeric>
@@ -96,6 +97,20 @@ std::optional<Error> attempt(const std::function<void()>& work, const std::strin
   return std::nullopt;
 }
 
+// Before MPI runs, a rank is what the launcher says.
+std::unique_ptr<Watchdog> make_watchdog(int64_t timeout) {
+  int rank = 0;
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"}) {
+    if (const char* text = std::getenv(name)) {
+      rank = std::atoi(text);
+      break;
+    }
+  }
+  char host[256] = "";
+  gethostname(host, sizeof host - 1);
+  return std::make_unique<Watchdog>(timeout, rank, fmt::format("rank {} on {}", rank, host));
+}
+
 // About 60 characters of text around position at, on one line.
 std::string excerpt(const std::string& text, size_t at) {
   const size_t begin = at > 30 ? at - 30 : 0;
@@ -108,8 +123,9 @@ std::string excerpt(const std::string& text, size_t at) {
 
 }  // namespace
 
-World::Session::Session(int* argc, char*** argv)
-    : under_mpirun(std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr) {  // before MPI_Init may set it
+World::Session::Session(int* argc, char*** argv, Watchdog& of_rank)
+    : watchdog(of_rank),
+      under_mpirun(std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr) {  // before MPI_Init may set it
   probe_single_copy();
   int provided = 0;
   MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);  // a failure here ends the process
@@ -117,11 +133,13 @@ World::Session::Session(int* argc, char*** argv)
 }
 
 World::Session::~Session() {
+  const Watchdog::InCall call(watchdog, CallKind::finalize);
   MPI_Finalize();
 }
 
-World::World(int* argc, char*** argv, const WorldOptions& options) : session_(argc, argv) {
-  all_ranks_.emplace(std::make_shared<RankGroup::Communicator>(MPI_COMM_WORLD));
+World::World(int* argc, char*** argv, const WorldOptions& options)
+    : watchdog_(make_watchdog(options.hang_timeout)), session_(argc, argv, *watchdog_) {
+  all_ranks_.emplace(std::make_shared<RankGroup::Communicator>(MPI_COMM_WORLD, *watchdog_));
   rank_ = all_ranks_->rank();
   size_ = all_ranks_->size();
   check_launch(size_, session_.under_mpirun);
@@ -130,19 +148,20 @@ World::World(int* argc, char*** argv, const WorldOptions& options) : session_(ar
   int length = 0;
   MPI_CHECK(MPI_Get_processor_name(host, &length));
   hosts_ = gather_text(std::string(host, static_cast<size_t>(length)));
-  find_nodes(options.ranks_per_node);
+  join_watch(find_nodes(options.ranks_per_node));
 }
 
-void World::find_nodes(int ranks_per_node) {
+// Of each rank the first rank of its node.
+std::vector<int> World::find_nodes(int ranks_per_node) {
   MPI_Comm local = MPI_COMM_NULL;
   MPI_CHECK(
       MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local));
-  node_group_.emplace(std::make_shared<RankGroup::Communicator>(local));
+  node_group_.emplace(std::make_shared<RankGroup::Communicator>(local, *watchdog_));
   cores_per_rank_ = share_cores(local, node_group_->size());
   if (ranks_per_node > 0) {
     MPI_Comm part = MPI_COMM_NULL;
     MPI_CHECK(MPI_Comm_split(local, node_group_->rank() / ranks_per_node, rank_, &part));
-    node_group_.emplace(std::make_shared<RankGroup::Communicator>(part));
+    node_group_.emplace(std::make_shared<RankGroup::Communicator>(part, *watchdog_));
   }
   local_rank_ = node_group_->rank();
   local_size_ = node_group_->size();
@@ -150,12 +169,50 @@ void World::find_nodes(int ranks_per_node) {
   // A node is known by its first rank.
   int first = rank_;
   MPI_CHECK(MPI_Bcast(&first, 1, MPI_INT, 0, comm_of(*node_group_)));
-  std::vector<int> nodes(static_cast<size_t>(size_));
-  MPI_CHECK(MPI_Allgather(&first, 1, MPI_INT, nodes.data(), 1, MPI_INT, MPI_COMM_WORLD));
+  std::vector<int> first_of(static_cast<size_t>(size_));
+  MPI_CHECK(MPI_Allgather(&first, 1, MPI_INT, first_of.data(), 1, MPI_INT, MPI_COMM_WORLD));
+  std::vector<int> nodes = first_of;
   std::sort(nodes.begin(), nodes.end());
   nodes.erase(std::unique(nodes.begin(), nodes.end()), nodes.end());
   n_nodes_ = static_cast<int>(nodes.size());
   node_ = static_cast<int>(std::lower_bound(nodes.begin(), nodes.end(), first) - nodes.begin());
+  return first_of;
+}
+
+// The first rank of a node makes the shared memory, the others open it. An error is one of all.
+void World::join_watch(const std::vector<int>& first_of) {
+  const int first = first_of[static_cast<size_t>(rank_)];
+  Watchdog::Place place{rank_, local_rank_, node_, n_nodes_, {}};
+  std::vector<int> own;
+  for (int r = 0; r < size_; ++r)
+    (first_of[static_cast<size_t>(r)] == first ? own : place.others).push_back(r);
+  std::shared_ptr<Board> board;
+  together([&] {
+    if (rank_ != first) return;
+    board = std::make_shared<Board>("", local_size_);
+    for (int i = 0; i < local_size_; ++i) board->slot(i).rank = own[static_cast<size_t>(i)];
+  });
+  const std::string name = node_group_->broadcast(rank_ == first ? board->name() : "");
+  together([&] {
+    if (rank_ != first) board = std::make_shared<Board>(name, local_size_);
+  });
+  if (rank_ == first) board->unlink();
+  watchdog_->set_places(hosts_);
+  watchdog_->join(std::move(board), place);
+}
+
+void World::name_device(const std::string& device) const {
+  std::vector<std::string> places = gather_text(fmt::format("{} ({})", host(), device));
+  watchdog_->set_places(std::move(places));
+}
+
+void World::watch_in(const std::string& run_dir) const {
+  first_rank([&] {
+    namespace fs = std::filesystem;
+    for (const char* name : {"crash", "heartbeats"}) fs::remove_all(fs::path(run_dir) / name);
+    if (n_nodes_ > 1) fs::create_directory(fs::path(run_dir) / "heartbeats");
+  });
+  watchdog_->set_directory(run_dir);
 }
 
 double World::wtime() const {
@@ -181,6 +238,7 @@ void World::first_rank(const std::function<void()>& work) const {
 
 // The error of the rank with the fewest seconds, the lowest such rank.
 void World::throw_first(const std::optional<Error>& error, double seconds) const {
+  const Watchdog::InCall call(*watchdog_, CallKind::agree);
   constexpr double kNever = std::numeric_limits<double>::max();
   struct {
     double seconds;
@@ -217,6 +275,7 @@ std::string World::broadcast(std::string text) const {
 }
 
 std::vector<std::string> World::gather_text(const std::string& text) const {
+  const Watchdog::InCall call(*watchdog_, CallKind::all_gather);
   const auto ranks = static_cast<size_t>(size_);
   const int64_t own = std::ssize(text);
   std::vector<int64_t> sizes(ranks);
@@ -238,12 +297,22 @@ std::vector<std::string> World::gather_text(const std::string& text) const {
 }
 
 std::vector<double> World::gather(double value) const {
+  const Watchdog::InCall call(*watchdog_, CallKind::all_gather);
   std::vector<double> values(static_cast<size_t>(size_));
   MPI_CHECK(MPI_Allgather(&value, 1, MPI_DOUBLE, values.data(), 1, MPI_DOUBLE, MPI_COMM_WORLD));
   return values;
 }
 
+std::vector<int64_t> World::max(std::vector<int64_t> values) const {
+  if (size_ == 1) return values;
+  const Watchdog::InCall call(*watchdog_, CallKind::agree);
+  MPI_CHECK(MPI_Allreduce(MPI_IN_PLACE, values.data(), static_cast<int>(values.size()), MPI_INT64_T,
+                          MPI_MAX, MPI_COMM_WORLD));
+  return values;
+}
+
 void World::barrier() const {
+  const Watchdog::InCall call(*watchdog_, CallKind::barrier);
   MPI_CHECK(MPI_Barrier(MPI_COMM_WORLD));
 }
 

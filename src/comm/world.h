@@ -7,12 +7,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "comm/rank_group.h"
+#include "comm/watchdog.h"
 #include "core/error.h"
 
 namespace utrain {
@@ -28,6 +30,7 @@ class SharedError : public Error {
 struct WorldOptions {
   // 0: as the machines are. Else nodes have at most so many ranks: tests make several of one.
   int ranks_per_node = 0;
+  int64_t hang_timeout = 0;  // s; see Watchdog
 };
 
 class World {
@@ -51,7 +54,13 @@ class World {
   // Threads this rank may run without taking another's: its own cores where ranks are bound to
   // cores of their own, else an equal share of what the node's ranks may use together. At least 1.
   int cores_per_rank() const { return cores_per_rank_; }
-  double wtime() const;  // seconds since some moment in the past
+  double wtime() const;                              // seconds since some moment in the past
+  Watchdog& watchdog() const { return *watchdog_; }  // not collective
+
+  // What a hang is told with: this rank's device, "GPU 0, NAME".
+  void name_device(const std::string& device) const;
+  // Where it is told: crash/ and heartbeats/ in the run directory. What an earlier run left goes.
+  void watch_in(const std::string& run_dir) const;
 
   // Every rank runs work, which itself makes no collective call. If it throws on any rank, all
   // throw SharedError with code and text of the lowest rank that failed. std::bad_alloc is usage
@@ -70,6 +79,9 @@ class World {
   std::string broadcast(std::string text) const;                        // rank 0's text
   std::vector<std::string> gather_text(const std::string& text) const;  // [size] on all ranks
   std::vector<double> gather(double value) const;                       // [size] on all ranks
+  // The largest of each over all ranks, each of which gives as many. A host waits for hosts alone,
+  // for no GPU: cheap enough for every step.
+  std::vector<int64_t> max(std::vector<int64_t> values) const;
   void barrier() const;
 
   [[noreturn]] void abort(int code) const;  // ends all ranks now, also those that wait or compute
@@ -77,16 +89,20 @@ class World {
   static std::string mpi_version();  // one line; also before there is a World
 
  private:
-  // First member, so that MPI ends after everything else, also when the constructor throws.
   struct Session {
-    Session(int* argc, char*** argv);
+    Session(int* argc, char*** argv, Watchdog& watchdog);
     ~Session();
+    Watchdog& watchdog;
     bool under_mpirun;
   };
 
-  void find_nodes(int ranks_per_node);
+  std::vector<int> find_nodes(int ranks_per_node);
+  void join_watch(const std::vector<int>& nodes);
   void throw_first(const std::optional<Error>& error, double seconds) const;
 
+  // First members, so that MPI ends after everything else and is watched to its end, also when the
+  // constructor throws.
+  std::unique_ptr<Watchdog> watchdog_;
   Session session_;
   std::optional<RankGroup> all_ranks_, node_group_;
   int rank_ = 0, size_ = 1;

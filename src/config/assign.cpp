@@ -98,7 +98,8 @@ Problem assign_kind(const Key& key, const Names& kind, const Value& value, Confi
     return "";
   }
   const auto* items = std::get_if<std::vector<Value>>(&value.data);
-  if (items == nullptr || items->empty()) return not_wanted(key, value.found);
+  if (items == nullptr || (items->empty() && !kind.may_be_empty))
+    return not_wanted(key, value.found);
   std::vector<std::string> names;
   for (const Value& item : *items) {
     const auto* name = std::get_if<std::string>(&item.data);

@@ -68,6 +68,7 @@ struct Config {
     int64_t every = 0;
     int64_t keep = 3;
     std::string resume = "auto";
+    std::vector<std::string> allow_changes;
   } checkpoint;
   struct Log {
     int64_t every = 1;
@@ -78,7 +79,7 @@ struct Config {
     std::string backend = "auto";
     bool overwrite = false;
     double gpu_memory_gb = 0.0;
-    int64_t hang_timeout = 600;  // s
+    int64_t hang_timeout = 0;  // s
     double max_hours = 0.0;
   } run;
 

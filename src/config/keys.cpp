@@ -42,6 +42,32 @@ constexpr Interval kBelowOne{.min = 0.0, .max = 1.0};
 
 using C = Config;
 
+// Of what a checkpoint remembers: those that its arrays do not depend on.
+std::vector<std::string_view> changeable_numbers() {
+  return {"model",
+          "data",
+          "eval",
+          "model.dtype",
+          "lora.alpha",
+          "lora.dropout",
+          "lora.use_rslora",
+          "data.seq_len",
+          "data.packing",
+          "data.shuffle",
+          "data.too_long",
+          "train.global_batch_size",
+          "train.max_steps",
+          "train.lr",
+          "train.schedule",
+          "train.warmup_steps",
+          "train.weight_decay",
+          "train.betas",
+          "train.eps",
+          "train.max_grad_norm",
+          "train.seed",
+          "eval.max_rows"};
+}
+
 std::vector<Key> make_keys() {
   return {
       // [model]
@@ -209,20 +235,20 @@ std::vector<Key> make_keys() {
       // [checkpoint]
       {.name = "checkpoint.every",
        .kind = Integer{checkpoint<&C::Checkpoint::every>, 0, kMaxSteps},
-       .doc = "steps between checkpoints; 0 = none",
-       .also = "save_steps save_every",
-       .not_built = {{}, "leave it at 0; the adapter is written at the end"}},
+       .doc = "steps between checkpoints; 0 = only when the run is stopped",
+       .also = "save_steps save_every"},
       {.name = "checkpoint.keep",
        .kind = Integer{checkpoint<&C::Checkpoint::keep>, 1, 1 << 20},
-       .doc = "newest checkpoints that stay",
-       .also = "save_total_limit",
-       .not_built = {{}, "leave it at 3"}},
+       .doc = "newest checkpoints that stay; the one with the lowest eval loss stays too",
+       .also = "save_total_limit"},
       {.name = "checkpoint.resume",
        .kind = Text{checkpoint<&C::Checkpoint::resume>, {}},
        .doc = "auto = from the newest good checkpoint, never, or the path of one",
-       .also = "resume_from_checkpoint",
-       .not_built = {{"auto", "never"},
-                     "set \"auto\" or \"never\"; a path comes with checkpoints"}},
+       .also = "resume_from_checkpoint"},
+      {.name = "checkpoint.allow_changes",
+       .kind = Names{checkpoint<&C::Checkpoint::allow_changes>, changeable_numbers(), "all", true},
+       .doc = "what may differ from the checkpoint that the run goes on from; model, data and eval "
+              "are their contents"},
       // [log]
       {.name = "log.every",
        .kind = Integer{log<&C::Log::every>, 1, kMaxSteps},
@@ -247,16 +273,17 @@ std::vector<Key> make_keys() {
        .doc = "what a finished run left in the directory is replaced",
        .also = "overwrite_output_dir"},
       {.name = "run.gpu_memory_gb",
-       .kind = Real{run<&C::Run::gpu_memory_gb>, kNotNegative},
+       .kind = Real{run<&C::Run::gpu_memory_gb>, {.min = 0.0, .max = 1e6}},
        .doc = "GB of GPU memory a rank may take; 0 = what is free"},
       {.name = "run.hang_timeout",
-       .kind = Integer{run<&C::Run::hang_timeout>, 1, 1 << 30},
-       .doc = "seconds without progress after which the run is given up",
-       .not_built = {{}, "leave it at 600"}},
+       .kind = Integer{run<&C::Run::hang_timeout>, 0, 1 << 30},
+       .doc =
+           "seconds without progress after which the run is given up; 0 = 600, in steps at least "
+           "60 and 10 x the slowest one"},
       {.name = "run.max_hours",
        .kind = Real{run<&C::Run::max_hours>, kNotNegative},
-       .doc = "hours after which the run saves and stops; 0 = no limit",
-       .not_built = {{}, "leave it at 0"}},
+       .doc = "hours from its start after which the run saves and stops; 0 = 5 minutes before the "
+              "Slurm job ends, where that is known"},
   };
 }
 

@@ -44,6 +44,7 @@ struct Names {  // some of `allowed`, or the word `all` for all of them
   std::vector<std::string>& (*at)(Config&);
   std::vector<std::string_view> allowed;
   std::string_view all;
+  bool may_be_empty = false;
 };
 using Kind = std::variant<Integer, Real, Reals, Boolean, Text, Names>;
 

@@ -108,8 +108,8 @@ std::string wanted(const Key& key) {
       return "one of " + quoted_list(kind.allowed);
     }
     std::string operator()(const Names& kind) {
-      return fmt::format("{} or an array, not empty, of different names out of {}",
-                         quoted(kind.all), quoted_list(kind.allowed));
+      return fmt::format("{} or an array{} of different names out of {}", quoted(kind.all),
+                         kind.may_be_empty ? "" : ", not empty,", quoted_list(kind.allowed));
     }
   };
   const bool may_be_empty = !key.required && is_empty_text(key, Config{});

@@ -64,6 +64,15 @@ int64_t peak_memory() {
   return static_cast<int64_t>(usage.ru_maxrss) * 1024;
 }
 
+std::string cpu_model() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const size_t colon = line.find(": ");
+    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "unknown";
+}
+
 double seconds_since_exec() {
   // Field 22, counted behind the name in parentheses, which may hold anything: ticks after boot.
   std::ifstream file("/proc/self/stat");

@@ -1,6 +1,7 @@
 // Writes one new HDF5 file (serial C API): metadata of the 1.10 format, which is checksummed, and
-// fletcher32 on every chunk. Every failure is Error(io) with path, bytes and the system's reason, and
-// leaves HDF5 in order. Equal values are equal bytes: no times are stored. May run on any thread; HDF5's lock is held for 64 MiB at a time.
+// fletcher32 on every chunk. Every failure is Error(io) with path, bytes and the system's reason,
+// and leaves HDF5 in order. Equal values are equal bytes: no times are stored. May run on any
+// thread; HDF5's lock is held for 64 MiB at a time.
 #pragma once
 
 #include <cstdint>

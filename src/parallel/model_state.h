@@ -9,6 +9,7 @@
 #include "model/lora.h"
 #include "model/transformer.h"
 #include "parallel/groups.h"
+#include "parallel/replicas.h"
 #include "parallel/unit_residency.h"
 
 namespace utrain {
@@ -37,7 +38,11 @@ class ModelState {
   // flat [layout().n_elem()]: the adapters' parameters. Method::lora.
   void set_adapters(const float* flat);
   // Brings what the model computes with up to date. Collective; after load and set_adapters.
-  void loaded() { trainables_->parameters_changed(); }
+  void loaded();
+
+  // What other ranks hold too, or never changes; between steps. What lies in host memory is left
+  // out: to read it takes the host's time.
+  ReplicaSet replicas() const;
 
   const TrainableLayout& layout() const { return layout_; }
   const Adapters& adapters() const { return adapters_; }
@@ -54,6 +59,7 @@ class ModelState {
   Architecture architecture_;
   bool full_;
   Backend& backend_;
+  Collectives& base_;                       // of the ranks that hold the base together
   std::vector<ImageLayout> image_layouts_;  // [units]
   Adapters adapters_;
   TrainableLayout layout_;

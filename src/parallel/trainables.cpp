@@ -8,8 +8,10 @@ namespace utrain {
 
 namespace {
 
-// 16 MB: some hundred microseconds of a link, so that few layers wait for the end.
-constexpr int64_t kBucketElems = int64_t{4} << 20;
+// 64 MB. A sum beside the backward pass holds multiprocessors until the slowest rank has come to it,
+// and a product that finds them taken runs up to twice as long: few sums, and a last one that a
+// link does in a millisecond.
+constexpr int64_t kBucketElems = int64_t{16} << 20;
 
 }  // namespace
 
@@ -86,10 +88,8 @@ void Trainables::bind(const Arena& arena) {
 
 // Elements [begin, begin + n) of what this rank updates of a unit.
 Trainables::Part Trainables::part(int64_t u, int64_t begin, int64_t n, bool decays) const {
-  const auto m = host_ ? host_->m(u) : update_.own_of_shard(m_, u);
-  const auto v = host_ ? host_->v(u) : update_.own_of_shard(v_, u);
   const auto g = host_ ? host_->g(u) : own_gradients(u);
-  return {parameters(u).columns(begin, n), m.columns(begin, n), v.columns(begin, n),
+  return {parameters(u).columns(begin, n), m(u).columns(begin, n), v(u).columns(begin, n),
           g.columns(begin, n), decays};
 }
 
@@ -106,6 +106,22 @@ Tensor Trainables::own_values(int64_t u) const {
 Tensor Trainables::own_gradients(int64_t u) const {
   return holds_all_gradients() ? update_.own_of_unit(gradients(u), u)
                                : update_.own_of_shard(own_gradients_, u);
+}
+
+std::vector<Tensor> Trainables::replicated_values() const {
+  std::vector<Tensor> units;
+  for (int64_t u = 0; u < n_units() && !values_.is_sharded(); ++u) units.push_back(values_.unit(u));
+  return units;
+}
+
+std::vector<Tensor> Trainables::replicated_parameters() const {
+  if (updates_slices() || host_ || values_are_parameters_) return {};
+  return {parameters_};
+}
+
+std::vector<Tensor> Trainables::replicated_moments() const {
+  if (updates_slices() || host_) return {};
+  return {m_, v_};
 }
 
 void Trainables::begin_pass(bool first, bool last) {
@@ -252,17 +268,29 @@ void Trainables::update_unit(int64_t u) {
   host_->send(u, own_values(u));
 }
 
-void Trainables::set_parameters(int64_t u, const float* own_of_unit) {
-  const Tensor own = parameters(u);
+void Trainables::set_parameters(int64_t u, const float* own) {
   if (host_) {
     finish_update();
     host_->wait_for_sent();
-    from_float(own.dtype, own_of_unit, own.cols, own.data);
+  }
+  set(parameters(u), own);
+}
+
+void Trainables::set_moments(int64_t u, const float* m, const float* v) {
+  finish_update();
+  set(this->m(u), m);
+  set(this->v(u), v);
+}
+
+// x: of what update_backend() computes on.
+void Trainables::set(const Tensor& x, const float* values) {
+  if (host_) {
+    from_float(x.dtype, values, x.cols, x.data);
     return;
   }
-  std::vector<std::byte> bytes(static_cast<size_t>(own.cols * size_of(own.dtype)));
-  from_float(own.dtype, own_of_unit, own.cols, bytes.data());
-  backend_.upload(own.data, bytes.data(), static_cast<int64_t>(bytes.size()));
+  std::vector<std::byte> bytes(static_cast<size_t>(x.cols * size_of(x.dtype)));
+  from_float(x.dtype, values, x.cols, bytes.data());
+  backend_.upload(x.data, bytes.data(), static_cast<int64_t>(bytes.size()));
 }
 
 std::vector<float> Trainables::on_host(const Tensor& x) const {

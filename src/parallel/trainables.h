@@ -64,6 +64,12 @@ class Trainables {
   void end_gradients(int64_t u);
   void finish_gradients();
 
+  // What every rank holds alike, on the device, after an update: the values where they are whole;
+  // under ddp the parameters, where they are not the values, and the moments.
+  std::vector<Tensor> replicated_values() const;
+  std::vector<Tensor> replicated_parameters() const;
+  std::vector<Tensor> replicated_moments() const;
+
   // Whether the parameters are the values, not a copy of them, wider or on the host.
   bool values_are_parameters() const { return values_are_parameters_; }
   // block_sums [1, n_elem() / 1024]: of the squares of all gradients, the same on every rank.
@@ -83,9 +89,12 @@ class Trainables {
   // Host. What this rank updates of unit u, from its element own_begin(u) on; then, on all ranks,
   // parameters_changed().
   Tensor parameters(int64_t u) const;  // [1, own_elems(u)]
+  Tensor m(int64_t u) const { return host_ ? host_->m(u) : update_.own_of_shard(m_, u); }
+  Tensor v(int64_t u) const { return host_ ? host_->v(u) : update_.own_of_shard(v_, u); }
   int64_t own_begin(int64_t u) const { return update_.own_begin(u); }
   int64_t own_elems(int64_t u) const { return update_.own_elems(u); }
   void set_parameters(int64_t u, const float* own);
+  void set_moments(int64_t u, const float* m, const float* v);
   // [n_elem(u)] on every rank. Collective; not between begin_pass and the update, whose gradients
   // it overwrites where they are shared.
   std::vector<float> parameters_on_host(int64_t u);
@@ -102,6 +111,7 @@ class Trainables {
   void copy_gradients(size_t most_left);
   void catch_up(int64_t n_updated, int64_t n_arrived);
   void update_unit(int64_t u);
+  void set(const Tensor& x, const float* values);
   std::vector<float> on_host(const Tensor& x) const;
 
   Strategy strategy_;

@@ -114,7 +114,20 @@ void UnitStore::wait_for_copy(Place& place) {
 
 void UnitStore::own_changed() {
   for (int64_t u = 0; u < shards_.n_units(); ++u) own_changed(u);
-  if (!is_sharded()) collectives_.finish();
+  if (is_sharded())
+    collectives_.shared_changed();
+  else
+    collectives_.finish();
+}
+
+void UnitStore::share() {
+  if (!is_sharded() || options_.in_host) return;
+  std::vector<Tensor> shards;
+  for (int64_t u = 0; u < shards_.n_units(); ++u) {
+    // Too small to give every rank a slice: gathered.
+    if (shards_.n_elem(u) >= collectives_.size() * Collectives::kBlock) shards.push_back(own(u));
+  }
+  if (!shards.empty()) collectives_.share(shards);
 }
 
 void UnitStore::own_changed(int64_t u) {

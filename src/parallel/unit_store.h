@@ -52,6 +52,9 @@ class UnitStore {
   // where in_host.
   void own_changed();
   void own_changed(int64_t u);
+  // Once, when own() is first there: where slices lie on the device, other ranks may copy them from
+  // there. own_changed(u) of one unit is not for these. Collective.
+  void share();
 
  private:
   int64_t last_unit() const { return shards_.n_units() - 1; }

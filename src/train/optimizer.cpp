@@ -61,4 +61,8 @@ std::array<double, kStepStates> Optimizer::state_end(int64_t ticket) const {
   return state;
 }
 
+void Optimizer::set_state(const std::array<double, kStepStates>& state) {
+  backend_.upload(state_.data, state.data(), kStateBytes);
+}
+
 }  // namespace utrain

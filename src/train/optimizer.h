@@ -29,6 +29,7 @@ class Optimizer {
   // What the last step, or measure(), found; in the order of the calls, to be waited for later.
   int64_t state_begin() const { return backend_.download_begin(state_.data, kStateBytes); }
   std::array<double, kStepStates> state_end(int64_t ticket) const;  // indexed by StepState
+  void set_state(const std::array<double, kStepStates>& state);     // to go on from
 
  private:
   void update(const Trainables::Part& part, double lr);

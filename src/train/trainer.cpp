@@ -8,6 +8,29 @@
 
 namespace utrain {
 
+namespace {
+
+// Tells of every piece that is read.
+class ToldSource : public WeightSource {
+ public:
+  ToldSource(const WeightSource& source, const std::function<void()>& tell)
+      : source_(source), tell_(tell) {}
+  void read(const std::string& name, int64_t first, int64_t n, DType dtype,
+            void* out) const override {
+    source_.read(name, first, n, dtype, out);
+    tell_();
+  }
+  void prefetch(const std::string& name, int64_t first, int64_t n) const override {
+    source_.prefetch(name, first, n);
+  }
+
+ private:
+  const WeightSource& source_;
+  const std::function<void()>& tell_;
+};
+
+}  // namespace
+
 Trainer::Trainer(const Job& job, Backend& backend, const Groups& groups,
                  std::vector<Recompute> policy, int64_t passes_together)
     : job_(job),
@@ -21,7 +44,10 @@ Trainer::Trainer(const Job& job, Backend& backend, const Groups& groups,
       model_(job.architecture, state_.parts(), activations_, backend, arena_,
              {job.longest_document(), job.dropout()}),
       optimizer_(job.config.train, state_.trainables(), backend, arena_),
+      replicas_(backend, arena_),
       device_pass_(backend, arena_, job.pass_capacity(), passes_together),
+      copy_(state_.layout(), state_.trainables(), collectives_, backend, arena_,
+            job.config.checkpoint.every > 0),
       loss_id_(arena_.declare("loss", backend.loss_dtype(), 1, 1, MemoryClass::workspace)) {}
 
 void Trainer::place() {
@@ -32,7 +58,9 @@ void Trainer::place() {
   activations_.bind(arena_);
   model_.bind(arena_);
   optimizer_.bind(arena_);
+  replicas_.bind(arena_, state_.replicas());
   device_pass_.bind(arena_);
+  copy_.bind(arena_);
   loss_ = arena_[loss_id_];
 }
 
@@ -42,7 +70,7 @@ void Trainer::load() {
   const auto source = job_.config.model.init == "random"
                           ? random_weights(job_.architecture, seed)
                           : open_pretrained(job_.config.model.path, job_.architecture);
-  state_.load(*source);
+  state_.load(ToldSource(*source, progress_));
   if (job_.is_full()) return;
   std::vector<float> flat = job_.adapter;
   if (flat.empty()) {
@@ -52,8 +80,29 @@ void Trainer::load() {
   state_.set_adapters(flat.data());
 }
 
+void Trainer::restore(const Checkpoint& checkpoint,
+                      const std::array<double, kStepStates>& optimizer) {
+  ASSERT(checkpoint.n_elem() == state_.layout().n_elem());
+  Trainables& trainables = state_.trainables();
+  std::vector<float> p, m, v;
+  for (int64_t u = 0; u < trainables.n_units(); ++u) {
+    const int64_t n = trainables.own_elems(u);
+    const Slice own = {
+        state_.layout().unit_begin()[static_cast<size_t>(u)] + trainables.own_begin(u), n};
+    for (std::vector<float>* values : {&p, &m, &v}) values->resize(static_cast<size_t>(n));
+    if (n == 0) continue;
+    checkpoint.read(Checkpoint::Array::parameters, own, p.data());
+    checkpoint.read(Checkpoint::Array::m, own, m.data());
+    checkpoint.read(Checkpoint::Array::v, own, v.data());
+    trainables.set_parameters(u, p.data());
+    trainables.set_moments(u, m.data(), v.data());
+  }
+  optimizer_.set_state(optimizer);
+}
+
 void Trainer::loaded() {
   state_.loaded();
+  replicas_.loaded();
 }
 
 std::vector<StepStats> Trainer::train_step(int64_t step) {
@@ -79,12 +128,14 @@ std::vector<StepStats> Trainer::train_step(int64_t step) {
   // in the schedule.
   const double lr =
       options.lr * schedule_factor(options.schedule, step, job_.total_steps, options.warmup_steps);
+  copy_.keep();
   optimizer_.step(loss_, lr);
   now.end = backend_.moment();
 
   // 5. What the device found is read when it is there; it goes on meanwhile.
   now.state = optimizer_.state_begin();
-  now.stats.step = step;
+  if (step % kReplicasEvery == 0) now.replicas = replicas_.begin();
+  last_step_ = now.stats.step = step;
   now.stats.epoch = static_cast<double>(step) / static_cast<double>(job_.steps_per_epoch);
   now.stats.lr = lr;
   now.stats.target_tokens = batch.n_targets;
@@ -100,6 +151,10 @@ std::vector<StepStats> Trainer::finish_steps() {
   return collect(0);
 }
 
+std::string Trainer::replicas() {
+  return replicas_.end(replicas_.begin());
+}
+
 // Waits until at most under_way steps are.
 std::vector<StepStats> Trainer::collect(size_t under_way) {
   std::vector<StepStats> known;
@@ -107,11 +162,13 @@ std::vector<StepStats> Trainer::collect(size_t under_way) {
     const StepUnderWay& step = under_way_.front();
     StepStats stats = step.stats;
     const auto state = optimizer_.state_end(step.state);
+    know(stats.step, state);
     const auto at = [&](StepState i) { return state[static_cast<size_t>(i)]; };
     stats.loss = at(StepState::loss) / static_cast<double>(stats.target_tokens);
     stats.grad_norm = at(StepState::grad_norm);
     stats.skipped = at(StepState::is_finite) == 0.0;
     stats.overflowed = at(StepState::overflowed) != 0.0;
+    if (step.replicas) stats.replicas = replicas_.end(*step.replicas);
     stats.seconds = backend_.seconds(step.start, step.end);
     add_seconds(Phase::forward_backward, backend_.seconds(step.start, step.accumulated));
     add_seconds(Phase::reduce, backend_.seconds(step.accumulated, step.reduced));
@@ -121,6 +178,31 @@ std::vector<StepStats> Trainer::collect(size_t under_way) {
   return known;
 }
 
+void Trainer::know(int64_t step, const std::array<double, kStepStates>& state) {
+  known_ = {step, state, {}};
+  if (captured_step_ != step) return;
+  captured_ = known_;
+  captured_step_.reset();
+}
+
+void Trainer::capture() {
+  copy_.begin();
+  captured_.reset();
+  captured_step_.reset();
+  if (known_.step == last_step_)
+    captured_ = known_;
+  else
+    captured_step_ = last_step_;
+}
+
+std::optional<Captured> Trainer::captured(bool wait) {
+  if (!captured_) return std::nullopt;
+  if (wait) copy_.wait();
+  if (!wait && backend_.is_asynchronous() && known_.step <= captured_->step) return std::nullopt;
+  captured_->shard = copy_.state();
+  return captured_;
+}
+
 void Trainer::accumulate_gradients(const BatchPlan::Step& batch, const Tensor& loss_scale) {
   const LossFactor dloss{1.0 / static_cast<double>(batch.n_targets), loss_scale};
   model_.train_mode(static_cast<uint64_t>(job_.config.train.seed), batch.epoch);
@@ -128,6 +210,8 @@ void Trainer::accumulate_gradients(const BatchPlan::Step& batch, const Tensor& l
   const auto passes = passes_of_rank(batch.rows, collectives_.rank(), collectives_.size(),
                                      job_.config.train.micro_batch_size);
   for (size_t first = 0; first < passes.size(); first += passes_together_) {
+    progress_();
+    if (first > 0) copy_.keep();  // by now it is done; its ticket must not grow old
     state_.trainables().begin_pass(first == 0, first + passes_together_ >= passes.size());
     const std::vector<TokenBatch> together = upload(job_.train, job_.train_rows, passes, first);
     model_.forward(together);
@@ -171,6 +255,7 @@ EvalStats Trainer::evaluate(const std::function<void()>& tick) {
     const std::vector<TokenBatch> together = upload(job_.eval, rows, passes, first);
     model_.forward(together);
     model_.loss(loss_, together);
+    progress_();
     if (tick) tick();
   }
   collectives_.all_reduce_sum(loss_);

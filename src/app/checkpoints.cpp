@@ -1,0 +1,233 @@
+#include "app/checkpoints.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+
+#include "app/resume.h"
+#include "app/save.h"
+
+namespace utrain {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kFormatVersion = 1;
+
+bool are_finite(const ShardState& shard) {
+  const int64_t n = shard.n_elem();
+  return std::ranges::all_of(std::array{shard.parameters, shard.m, shard.v}, [n](const float* x) {
+    return std::all_of(x, x + n, [](float value) { return std::isfinite(value); });
+  });
+}
+
+void remove_quietly(const std::string& path) {
+  std::error_code ignored;
+  if (!path.empty()) std::filesystem::remove_all(path, ignored);
+}
+
+}  // namespace
+
+class Checkpoints::Stall {
+ public:
+  explicit Stall(Checkpoints& of) : of_(of), begin_(Clock::now()) {}
+  ~Stall() {
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
+    of_.stall_seconds_ += seconds;
+    of_.own_stall_seconds_ += seconds;
+  }
+  Stall(const Stall&) = delete;
+  Stall& operator=(const Stall&) = delete;
+
+ private:
+  Checkpoints& of_;
+  Clock::time_point begin_;
+};
+
+Checkpoints::Checkpoints(const Job& job, Trainer& trainer, const World& world,
+                         RunDirectory* directory, std::function<Json()> identity)
+    : job_(job),
+      trainer_(trainer),
+      world_(world),
+      directory_(directory),
+      identity_(std::move(identity)) {
+  // Weights are read for it: before the first step rather than in one.
+  if (job.config.checkpoint.every > 0) world_.first_rank([&] { known_identity_ = identity_(); });
+}
+
+Checkpoints::~Checkpoints() {
+  if (thread_.valid()) thread_.wait();
+}
+
+std::string Checkpoints::agree(const std::string& stop_reason) {
+  if (stage_ == Stage::copied) begin_writing(false);
+  const auto all = world_.max({stop_reason.empty() ? 0 : 1, work()});
+  settle(static_cast<Work>(all[1]));
+  if (all[0] == 0) return "";
+  for (const std::string& reason : world_.gather_text(stop_reason))
+    if (!reason.empty()) return reason;
+  return "";
+}
+
+void Checkpoints::finish() {
+  if (stage_ == Stage::none) return;
+  world_.watchdog().enter(RunPhase::save, step_);
+  if (stage_ == Stage::copied) begin_writing(true);
+  while (stage_ != Stage::none) {
+    // Here and not in the agreement, so that a rank whose disk hangs is the one that is named.
+    if (thread_.valid()) thread_.wait();
+    settle(static_cast<Work>(world_.max({work()})[0]));
+  }
+}
+
+void Checkpoints::finish_between_steps() {
+  const Stall stall(*this);
+  finish();
+}
+
+void Checkpoints::finish_or_drop() {
+  if (stage_ == Stage::copied) stage_ = Stage::none;
+  finish();
+}
+
+void Checkpoints::capture(int64_t step, std::optional<double> eval_loss) {
+  ASSERT(stage_ == Stage::none);
+  own_stall_seconds_ = 0.0;
+  const Stall stall(*this);
+  trainer_.capture();
+  stage_ = Stage::copied;
+  step_ = step;
+  eval_loss_ = eval_loss;
+  if (known_step_ == step) totals_ = known_;
+}
+
+void Checkpoints::know(int64_t step, const RunTotals& totals) {
+  known_step_ = step;
+  known_ = totals;
+  if (stage_ != Stage::none && step == step_) totals_ = totals;
+}
+
+void Checkpoints::begin_writing(bool wait) {
+  const Stall stall(*this);
+  captured_ = trainer_.captured(wait);
+  ASSERT(captured_ || !wait);
+  if (!captured_) return;
+  const auto state = [&](StepState i) { return captured_->optimizer[static_cast<size_t>(i)]; };
+  if (state(StepState::is_finite) == 0.0 && state(StepState::overflowed) == 0.0) {
+    stage_ = Stage::none;
+    return;
+  }
+  temp_.clear();
+  world_.first_rank([&] {
+    if (known_identity_.is_null()) known_identity_ = identity_();
+    temp_ = begin_checkpoint(checkpoints_folder(job_.config.run.dir), step_, bytes());
+  });
+  temp_ = world_.broadcast(temp_);
+  thread_ = std::async(std::launch::async,
+                       [temp = temp_, shard = captured_->shard, rank = world_.rank(),
+                        ranks = world_.size()]() -> Written {
+                         if (!are_finite(shard)) return {{}, false, ""};
+                         return {write_shard(temp, rank, ranks, shard), true, ""};
+                       });
+  stage_ = Stage::writing;
+}
+
+Checkpoints::Work Checkpoints::work() {
+  if (thread_.valid()) {
+    if (thread_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return kRunning;
+    try {
+      written_ = thread_.get();
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+  }
+  return failure_ ? kFailed : kDone;
+}
+
+void Checkpoints::settle(Work of_any_rank) {
+  if (of_any_rank == kFailed) fail_together();
+  if (of_any_rank == kRunning) return;
+  if (stage_ == Stage::writing)
+    commit();
+  else if (stage_ == Stage::committing)
+    done();
+}
+
+void Checkpoints::commit() {
+  const Stall stall(*this);
+  Json own = written_.shard.to_json();
+  own.set("is_finite", written_.is_finite);
+  std::vector<FileFacts> shards;
+  bool are_all_finite = true;
+  for (const std::string& text : world_.gather_text(to_text(own))) {
+    const Json json = parse_json(text, "a rank's shard");
+    are_all_finite &= json.find("is_finite")->as_bool();
+    if (are_all_finite) shards.push_back(FileFacts::from_json(json, "a rank's shard"));
+  }
+  if (!are_all_finite) {  // the steps that follow will say so
+    if (world_.rank() == 0) remove_quietly(temp_);
+    stage_ = Stage::none;
+    return;
+  }
+  stage_ = Stage::committing;
+  if (world_.rank() != 0) return;
+  CheckpointContents contents;
+  contents.step = step_;
+  contents.layout = &trainer_.model_state().layout();
+  contents.shards = std::move(shards);
+  for (int r = 0; r < world_.size(); ++r)
+    contents.slices.push_back(slices_of_rank(*contents.layout, r, world_.size()));
+  contents.state = state_json();
+  if (!job_.is_full()) {
+    contents.write_output = [&](const std::string& dir, const std::vector<float>& parameters) {
+      save_adapter(dir + "/adapter", trainer_.model_state().layout(), parameters, job_.config);
+    };
+  }
+  thread_ = std::async(std::launch::async, [this, contents = std::move(contents)]() -> Written {
+    directory_->sync_metrics();
+    const std::string path = commit_checkpoint(temp_, contents);
+    retain_checkpoints(checkpoints_folder(job_.config.run.dir), job_.config.checkpoint.keep);
+    return {{}, true, path};
+  });
+}
+
+void Checkpoints::done() {
+  stage_ = Stage::none;
+  ++n_written_;
+  last_step_ = step_;
+  last_path_ = written_.path;
+  longest_stall_seconds_ = std::max(longest_stall_seconds_, own_stall_seconds_);
+}
+
+void Checkpoints::fail_together() {
+  if (thread_.valid()) thread_.wait();
+  world_.barrier();  // nobody writes any more
+  if (world_.rank() == 0) remove_quietly(temp_);
+  world_.together([&] {
+    if (failure_) std::rethrow_exception(failure_);
+  });
+  fail(ExitCode::internal, temp_, "a rank failed to save and does not say why",
+       "this is a fault of utrain: please report it");
+}
+
+Json Checkpoints::state_json() const {
+  Json state = Json::object();
+  state.set("format_version", kFormatVersion).set("step", step_);
+  if (eval_loss_) state.set("eval_loss", *eval_loss_);
+  RunTotals totals = totals_;
+  totals.n_checkpoints += n_written_ + 1;
+  state.set("totals", to_json(totals)).set("optimizer", optimizer_to_json(captured_->optimizer));
+  for (const auto& [key, value] : known_identity_.as_object()) state.set(key, value);
+  return state;
+}
+
+// About: three arrays, the adapter, and what describes them.
+int64_t Checkpoints::bytes() const {
+  constexpr int64_t kDescriptions = int64_t{1} << 20;
+  const int64_t arrays = job_.is_full() ? 3 : 4;
+  return arrays * trainer_.model_state().layout().n_elem() * size_of(DType::f32) + kDescriptions;
+}
+
+}  // namespace utrain

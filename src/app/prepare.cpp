@@ -1,0 +1,122 @@
+#include "app/prepare.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "app/peak_flops.h"
+#include "app/run_directory.h"
+#include "app/run_numbers.h"
+#include "app/strategy_warning.h"
+#include "app/version.h"
+#include "config/print.h"
+#include "io/file.h"
+#include "train/choose_passes.h"
+#include "train/choose_recompute.h"
+
+namespace utrain {
+
+namespace {
+
+void check_dump_path(const std::string& path) {
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  if (!folder.empty() && !std::filesystem::is_directory(folder)) {
+    fail(ExitCode::usage, "--dump " + path, fmt::format("no directory {}", folder.string()),
+         "make it first, or name another file");
+  }
+  AtomicFile probe(path);
+}
+
+void warn_of_strategy(Prepared& p, int n_nodes) {
+  const Machine& m = p.machine;
+  const double peak = m.gpus.empty() ? 0.0 : peak_flops(m.gpus.front(), m.backend->dtype());
+  const PlanMachine machine = {m.backend->dtype(), m.backend->row_multiple(), m.memory_budget};
+  const std::string warning = strategy_warning(*p.job, machine, n_nodes, kShareOfPeak * peak);
+  if (!warning.empty()) p.job->warnings.push_back("parallel.strategy: " + warning);
+}
+
+std::string text_of_checkpoints(const Config& config) {
+  const std::string folder = checkpoints_folder(config.run.dir);
+  const Config::Checkpoint& c = config.checkpoint;
+  if (c.every == 0) return fmt::format("none but where the run is stopped, in {}", folder);
+  return fmt::format("every {} step{} in {}, the newest {} and the best stay", c.every,
+                     c.every == 1 ? "" : "s", folder, c.keep);
+}
+
+void check_resumed(Prepared& p) {
+  check_same_job(*p.resumed, *p.job, *p.machine.backend);
+  const int64_t n_elem = p.trainer->model_state().layout().n_elem();
+  if (const Checkpoint& c = p.resumed->checkpoint; c.n_elem() != n_elem) {
+    fail(ExitCode::usage, c.path(),
+         fmt::format("holds {} elements, {} are trained", c.n_elem(), n_elem),
+         "the model or the adapters have another shape: set checkpoint.resume = \"never\", or go "
+         "back to the input that wrote it");
+  }
+  p.facts.continues = text_of_resume(*p.resumed, fingerprint_of(*p.job, p.facts, p.policy));
+}
+
+}  // namespace
+
+Prepared prepare(const CommandLine& command_line, const World& world) {
+  Prepared p;
+  Config config;
+  world.agree("the build of utrain", build_identity());
+  world.together([&] { config = read_config(command_line.input, command_line.overrides); });
+  world.watchdog().set_timeout(config.run.hang_timeout);
+  world.agree("the configuration", print_config(config));
+  world.together([&] {
+    p.job = std::make_unique<Job>(read_job(config, world.size()));
+    if (command_line.dump.empty())
+      check_run_directory(config.run.dir, config.run.overwrite, command_line.dry_run > 0);
+  });
+  // The work before the first byte may be long: whether the file can be made shows now.
+  if (!command_line.dump.empty()) world.first_rank([&] { check_dump_path(command_line.dump); });
+  world.agree("config.json of model.path and the adapter of lora.init_from",
+              fmt::format("{:016x}", p.job->model_hash));
+  world.agree("the contents of data.train and data.eval",
+              fmt::format("{:016x} {:016x}", p.job->train.hash, p.job->eval.hash));
+
+  const bool saves = command_line.dump.empty() && command_line.dry_run <= 0;
+  if (saves) p.resumed = find_checkpoint(config, world);
+
+  p.machine = open_machine(config, world);
+  Backend& backend = *p.machine.backend;
+  const Groups groups = p.machine.groups();
+  world.together([&] {
+    p.policy = choose_recompute(*p.job, backend, groups, p.machine.memory_budget);
+    p.passes_together = choose_passes(*p.job, backend, groups, p.policy, [&](const Arena& arena) {
+      return arena.bytes() <= p.machine.memory_budget && host_memory_holds(arena, p.machine);
+    });
+  });
+  const std::vector<double> passes = world.gather(static_cast<double>(p.passes_together));
+  p.passes_together = static_cast<int64_t>(*std::min_element(passes.begin(), passes.end()));
+  world.together([&] {
+    if (world.rank() == 0) warn_of_strategy(p, world.n_nodes());
+    p.trainer = std::make_unique<Trainer>(*p.job, backend, groups, p.policy, p.passes_together);
+    check_host_memory(p.trainer->arena(), p.machine);
+  });
+  p.trainer->set_progress([&world] { world.watchdog().progress(); });
+  p.facts = {p.machine.description,
+             backend.dtype(),
+             world.size(),
+             world.n_nodes(),
+             world.hosts(),
+             p.machine.gpus,
+             p.machine.distinct_gpus,
+             p.machine.warnings,
+             p.machine.reserve_bytes(),
+             p.passes_together,
+             "",
+             ""};
+  if (saves) p.facts.checkpoints = text_of_checkpoints(config);
+  if (p.resumed) world.first_rank([&] { check_resumed(p); });
+  if (world.rank() == 0) {
+    fmt::print("{}", start_table(*p.job, p.facts, p.trainer->arena(), p.policy,
+                                 p.trainer->model_state().layout()));
+    std::fflush(stdout);
+  }
+  return p;
+}
+
+}  // namespace utrain

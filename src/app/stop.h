@@ -1,0 +1,52 @@
+// Why this rank wants the run to stop, known at any time between two steps: SIGUSR1, SIGTERM or
+// SIGINT, run.max_hours (without it: the end of the Slurm job), a file STOP in the run directory.
+//   The first signal is a wish; ranks get theirs at different times, so they agree before they obey
+// one. A second signal means now: the process is over with 128 + its number, nothing saved. Batch
+// system and launcher may both forward one signal: what comes within kSameSignal is no second one.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <csignal>
+#include <optional>
+#include <string>
+
+namespace utrain {
+
+// Takes the signals while it lives, from before the first long wait: one that comes while the model
+// is loaded is a reason at the first step. One at a time in a process.
+class StopRequest {
+ public:
+  static constexpr std::chrono::milliseconds kSameSignal{200};
+  static constexpr double kSlurmMargin = 300.0;  // s before the end of the job; less in short jobs
+
+  StopRequest();
+  ~StopRequest();  // STOP is removed where it was a reason, so that it stops one run
+  StopRequest(const StopRequest&) = delete;
+  StopRequest& operator=(const StopRequest&) = delete;
+
+  // Both once the input is known. max_hours counts from the start of the process; at 0 it is
+  // SLURM_JOB_END_TIME that counts, where it is set.
+  void limit_time(double max_hours);
+  void look_into(const std::string& run_dir);  // on one rank, at most once a second
+
+  // Empty = go on; else "SIGUSR1", "run.max_hours = 2 reached", ... Cheap, and the same from the
+  // first reason on.
+  std::string reason();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::array<int, 3> kSignals = {SIGUSR1, SIGTERM, SIGINT};
+
+  std::string find_reason();
+
+  std::array<struct sigaction, kSignals.size()> before_;
+  std::optional<Clock::time_point> time_limit_;
+  std::string limit_text_;
+  std::string stop_file_;  // "": this rank does not look
+  Clock::time_point next_look_;
+  bool found_file_ = false;
+  std::string reason_;
+};
+
+}  // namespace utrain

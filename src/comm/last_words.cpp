@@ -1,0 +1,85 @@
+#include "comm/last_words.h"
+
+#include <fcntl.h>
+#include <fmt/core.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <system_error>
+
+#include "comm/quiet_thread.h"
+
+namespace utrain {
+namespace {
+
+void write_all(int file, const std::string& text) {
+  for (size_t done = 0; done < text.size();) {
+    const ssize_t n = write(file, text.data() + done, text.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return;
+    done += static_cast<size_t>(n);
+  }
+}
+
+void make_parent(const std::string& path) {
+  mkdir(path.substr(0, path.rfind('/')).c_str(), 0777);  // where it fails, opening fails
+}
+
+}  // namespace
+
+void run_bounded(const std::vector<std::function<void()>>& tasks, double seconds) {
+  struct Left {
+    std::mutex mutex;
+    std::condition_variable changed;
+    size_t n = 0;
+  };
+  const auto left = std::make_shared<Left>();
+  for (const auto& task : tasks) {
+    try {
+      {
+        const std::lock_guard lock(left->mutex);
+        ++left->n;
+      }
+      quiet_thread([left, task] {
+        task();
+        const std::lock_guard lock(left->mutex);
+        --left->n;
+        left->changed.notify_all();
+      }).detach();
+    } catch (const std::system_error&) {  // no more threads: without this one
+      const std::lock_guard lock(left->mutex);
+      --left->n;
+    }
+  }
+  std::unique_lock lock(left->mutex);
+  left->changed.wait_for(lock, std::chrono::duration<double>(seconds),
+                         [&] { return left->n == 0; });
+}
+
+void write_error_line(const std::string& text) {
+  write_all(STDERR_FILENO, fmt::format("utrain: error: {}\n", text));
+}
+
+Claim claim_file(const std::string& path, const std::string& text) {
+  make_parent(path);
+  const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (file < 0) return errno == EEXIST ? Claim::taken : Claim::unknown;
+  write_all(file, text + "\n");
+  close(file);
+  return Claim::mine;
+}
+
+void write_crash_file(const std::string& path, const std::string& text) {
+  make_parent(path);
+  const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (file < 0) return;
+  write_all(file, text);
+  close(file);
+}
+
+}  // namespace utrain

@@ -1,0 +1,347 @@
+#include "comm/watchdog.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "comm/call_ring.h"
+#include "comm/heartbeats.h"
+#include "comm/last_words.h"
+#include "comm/quiet_thread.h"
+#include "comm/verdict.h"
+#include "core/error.h"
+
+namespace utrain {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kRelaxed = std::memory_order_relaxed;
+constexpr std::chrono::milliseconds kPeriod{50};
+// A longer time between two looks is one in which this process stood still.
+constexpr double kLongestPeriod = 1.0;      // s
+constexpr double kOtherNodes = 0.5;         // s more for last words where there are other nodes
+constexpr double kAfterTheFirst = 0.75;     // s until others end who had not to say it
+constexpr double kLookAtOthersAhead = 5.0;  // s before the limit
+
+double to_seconds(int64_t ms) {
+  return 1e-3 * static_cast<double>(ms);
+}
+
+}  // namespace
+
+// What the main thread hands over to the watcher, and what threads that are left behind use.
+struct Watchdog::State {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool ends = false;
+  std::shared_ptr<Board> board = std::make_shared<Board>();
+  Place place{0, 0, 0, 1, {}};
+  bool has_joined = false;
+  std::vector<std::string> places;
+  std::string who, crash_dir;
+  std::shared_ptr<Heartbeats> heartbeats;
+  std::map<const void*, std::function<void()>> at_hang;
+  CallRing ring;
+};
+
+// The thread. It takes no lock for longer than a copy, touches no file and waits for nobody.
+class Watchdog::Watcher {
+ public:
+  explicit Watcher(std::shared_ptr<State> state)
+      : state_(std::move(state)), thread_(quiet_thread([this] { run(); })) {}
+  ~Watcher() {
+    {
+      const std::lock_guard lock(state_->mutex);
+      state_->ends = true;
+      state_->changed.notify_all();
+    }
+    thread_.join();
+  }
+
+ private:
+  // What was last seen of a slot, and for how long it has been the same.
+  struct Seen {
+    int64_t n_signs = -1, n_beats = -1;
+    double silent = 0.0, still = 0.0;
+  };
+
+  void run() {
+    Clock::time_point last = Clock::now();
+    std::unique_lock lock(state_->mutex);
+    while (!state_->changed.wait_for(lock, kPeriod, [&] { return state_->ends; })) {
+      const auto now = Clock::now();
+      const double elapsed = std::chrono::duration<double>(now - last).count();
+      last = now;
+      if (board_ != state_->board) {
+        board_ = state_->board;
+        seen_.assign(static_cast<size_t>(board_->size()), {});
+      }
+      place_ = state_->place;
+      has_joined_ = state_->has_joined;
+      heartbeats_ = state_->heartbeats;
+      lock.unlock();
+      look(std::min(elapsed, kLongestPeriod));
+      lock.lock();
+    }
+  }
+
+  void look(double elapsed) {
+    board_->slot(place_.local_rank).n_beats.fetch_add(1, kRelaxed);
+    if (board_->giver_up().load() != 0) give_up("");
+    std::vector<RankView> views = node_views(elapsed);
+    if (heartbeats_) add_other_nodes(views);
+    const std::optional<Verdict> verdict = may_judge_ ? judge(views) : std::nullopt;
+    n_verdicts_ = verdict ? n_verdicts_ + 1 : 0;
+    if (n_verdicts_ < 2) return;  // not a moment's mixture of two stamps
+    int64_t nobody = 0;
+    const bool is_first = board_->giver_up().compare_exchange_strong(nobody, 1 + place_.local_rank);
+    const RankView& suspect = views[verdict->suspect];
+    is_weak_ = suspect.stamp.inside && !suspect.is_still;
+    give_up(is_first ? text_of(*verdict, views) : "");
+  }
+
+  std::vector<RankView> node_views(double elapsed) {
+    std::vector<RankView> views;
+    const int64_t own_limit = board_->slot(place_.local_rank).limit_ms.load(kRelaxed);
+    may_judge_ = true;
+    for (int i = 0; i < board_->size(); ++i) {
+      const RankSlot& slot = board_->slot(i);
+      const int64_t state = slot.state.load();
+      if (state == RankSlot::has_left) continue;
+      Seen& seen = seen_[static_cast<size_t>(i)];
+      const auto age = [&](int64_t& last, int64_t now, double& seconds) {
+        seconds = last == now ? seconds + elapsed : 0.0;
+        last = now;
+      };
+      age(seen.n_signs, slot.n_signs.load(kRelaxed), seen.silent);
+      age(seen.n_beats, slot.n_beats.load(kRelaxed), seen.still);
+      const double limit =
+          to_seconds(state == RankSlot::here ? slot.limit_ms.load(kRelaxed) : own_limit);
+      const bool is_still = seen.still > std::clamp(limit / 2.0, 0.5, 5.0);
+      // On several nodes the first rank that moves judges for its node.
+      if (heartbeats_ && i < place_.local_rank && !is_still) may_judge_ = false;
+      views.push_back({static_cast<int>(slot.rank.load()), slot.stamp(), limit, seen.silent,
+                       seen.still, is_still});
+    }
+    return views;
+  }
+
+  // Other nodes are looked at when this one alone would soon be given up.
+  void add_other_nodes(std::vector<RankView>& views) {
+    const double own = seen_[static_cast<size_t>(place_.local_rank)].silent;
+    heartbeats_->set_silent(own);
+    if (!may_judge_) return;
+    double silent = 1e9, limit = 0.0;
+    for (const RankView& v : views) {
+      silent = std::min(silent, v.silent);
+      limit = std::max(limit, v.limit);
+    }
+    heartbeats_->watch(silent > std::max(limit / 4.0, limit - kLookAtOthersAhead));
+    const std::vector<RankView> others = heartbeats_->views();
+    views.insert(views.end(), others.begin(), others.end());
+    may_judge_ = !others.empty() || heartbeats_->is_stuck();
+  }
+
+  std::string text_of(const Verdict& verdict, const std::vector<RankView>& views) {
+    const std::lock_guard lock(state_->mutex);
+    if (has_joined_) return verdict_text(verdict, views, state_->places, state_->crash_dir);
+    return fmt::format(
+        "{}: no progress for {:.0f} s: MPI has not brought the ranks together; look for a rank "
+        "that is stopped, or a node that is lost or cannot be reached",
+        state_->who, views[verdict.suspect].silent);
+  }
+
+  // text: what to say; "" = another rank says it. Does not return.
+  [[noreturn]] void give_up(const std::string& text) {
+    std::string crash_dir, who;
+    std::vector<std::function<void()>> tasks;
+    {
+      const std::lock_guard lock(state_->mutex);
+      crash_dir = state_->crash_dir;
+      const auto rank = static_cast<size_t>(place_.rank);
+      who = rank < state_->places.size() ? state_->places[rank] : state_->who;
+      for (const auto& [key, work] : state_->at_hang) tasks.push_back(work);
+    }
+    if (!text.empty()) {
+      // Processes that do not know each other yet: the first one to say it ends them all.
+      const int turn = has_joined_ ? 0 : std::min(place_.rank, 5);
+      std::this_thread::sleep_for(std::chrono::milliseconds(300 * turn));
+      tasks.push_back([text, crash_dir, place = place_, weak = is_weak_] {
+        say(text, crash_dir, place, weak);
+      });
+    }
+    if (!crash_dir.empty()) {
+      tasks.push_back([state = state_, crash_dir, who, rank = place_.rank] {
+        write_crash_file(fmt::format("{}/rank-{:05}.txt", crash_dir, rank),
+                         fmt::format("# rank {} on {}, process {}: what it did last (UTC)\n{}",
+                                     rank, who, getpid(), state->ring.text()));
+      });
+    }
+    const auto begin = Clock::now();
+    const double bound = kLastWords + (place_.n_nodes > 1 ? kOtherNodes : 0.0);
+    const auto left = [&] {
+      return bound - std::chrono::duration<double>(Clock::now() - begin).count();
+    };
+    run_bounded(tasks, bound);
+    board_->slot(place_.local_rank).has_spoken = 1;
+    // A launcher ends all ranks when the first one has gone.
+    while (left() > 0.0 && !all_have_spoken(!crash_dir.empty()))
+      std::this_thread::sleep_for(kPeriod / 10);
+    // One goes, and the launcher ends the others: mpirun 4.1 may crash or hang where all go at once
+    // while one is in MPI_Finalize. They go by themselves where it does not.
+    if (text.empty()) {
+      std::this_thread::sleep_for(std::chrono::duration<double>(kAfterTheFirst) +
+                                  kPeriod * std::min(place_.local_rank, 10));
+    }
+    _exit(static_cast<int>(ExitCode::internal));
+  }
+
+  // One line on all nodes: from who makes the file. Without files a node knows itself alone: those
+  // go first that have found more than ranks that wait, and of them the lower node.
+  static void say(const std::string& text, const std::string& crash_dir, const Place& place,
+                  bool is_weak) {
+    if (place.n_nodes > 1 && !crash_dir.empty()) {
+      const Claim claim = claim_file(crash_dir + "/hang.txt", text);
+      if (claim == Claim::taken) return;
+    } else if (place.n_nodes > 1) {
+      std::this_thread::sleep_for(
+          std::chrono::milliseconds((is_weak ? 500 : 0) + 100 * std::min(place.node, 5)));
+    }
+    write_error_line(text);
+  }
+
+  // Of other nodes nothing is known: their files get all the time.
+  bool all_have_spoken(bool with_files) const {
+    for (int i = 0; i < board_->size(); ++i) {
+      const RankSlot& slot = board_->slot(i);
+      const bool moves = seen_[static_cast<size_t>(i)].still < 0.5;
+      if (slot.state == RankSlot::here && moves && slot.has_spoken == 0) return false;
+    }
+    return place_.n_nodes == 1 || !with_files;
+  }
+
+  std::shared_ptr<State> state_;
+  // Copies of what the state holds.
+  std::shared_ptr<Board> board_;
+  Place place_{0, 0, 0, 1, {}};
+  bool has_joined_ = false;
+  std::shared_ptr<Heartbeats> heartbeats_;
+
+  std::vector<Seen> seen_;
+  bool may_judge_ = true;
+  bool is_weak_ = false;  // the suspect waits itself
+  int n_verdicts_ = 0;    // in a row
+  std::thread thread_;    // last: it begins with everything else there
+};
+
+Watchdog::Watchdog(int64_t timeout, int rank, const std::string& who)
+    : state_(std::make_shared<State>()), slot_(&state_->board->slot(0)), timeout_(timeout) {
+  state_->who = who;
+  state_->place.rank = rank;
+  slot_->rank = rank;
+  show(now_);
+  slot_->state = RankSlot::here;
+  watcher_ = std::make_unique<Watcher>(state_);
+}
+
+Watchdog::~Watchdog() {
+  watcher_.reset();
+  slot_->state = RankSlot::has_left;
+  state_->heartbeats.reset();
+}
+
+void Watchdog::set_timeout(int64_t timeout) {
+  timeout_ = timeout;
+  show(now_);
+}
+
+void Watchdog::join(std::shared_ptr<Board> board, const Place& place) {
+  const std::lock_guard lock(state_->mutex);
+  slot_ = &board->slot(place.local_rank);
+  show(now_);
+  slot_->state = RankSlot::here;
+  state_->board = std::move(board);
+  state_->place = place;
+  state_->has_joined = true;
+}
+
+void Watchdog::set_places(std::vector<std::string> places) {
+  const std::lock_guard lock(state_->mutex);
+  state_->places = std::move(places);
+}
+
+void Watchdog::set_directory(const std::string& run_dir) {
+  const std::lock_guard lock(state_->mutex);
+  state_->crash_dir = run_dir + "/crash";
+  if (state_->place.n_nodes > 1) {
+    state_->heartbeats = std::make_shared<Heartbeats>(
+        run_dir, state_->board, state_->place.local_rank, state_->place.rank, state_->place.others);
+  }
+}
+
+void Watchdog::enter(RunPhase phase, int64_t step) {
+  now_.phase = phase;
+  now_.step = step;
+  show(now_);
+  state_->ring.begin(now_);
+}
+
+void Watchdog::progress() {
+  slot_->n_signs.fetch_add(1, kRelaxed);
+}
+
+void Watchdog::step_took(double seconds) {
+  slowest_step_ = std::max(slowest_step_, seconds);
+}
+
+void Watchdog::begin_call(CallKind kind, int64_t n_elem) {
+  ++now_.number;
+  now_.kind = kind;
+  now_.n_elem = n_elem;
+  now_.inside = true;
+  show(now_);
+  state_->ring.begin(now_);
+}
+
+void Watchdog::end_call() {
+  now_.inside = false;
+  slot_->inside.store(0, kRelaxed);
+  slot_->n_signs.fetch_add(1, kRelaxed);
+  state_->ring.end();
+}
+
+void Watchdog::show(const Stamp& s) {
+  slot_->limit_ms.store(limit_ms(s.phase), kRelaxed);
+  slot_->phase.store(static_cast<int64_t>(s.phase), kRelaxed);
+  slot_->step.store(s.step, kRelaxed);
+  slot_->kind.store(static_cast<int64_t>(s.kind), kRelaxed);
+  slot_->n_elem.store(s.n_elem, kRelaxed);
+  slot_->inside.store(s.inside ? 1 : 0, kRelaxed);
+  slot_->number.store(s.number, kRelaxed);
+  slot_->n_signs.fetch_add(1, kRelaxed);
+}
+
+int64_t Watchdog::limit_ms(RunPhase phase) const {
+  if (timeout_ > 0) return 1000 * timeout_;
+  if (phase != RunPhase::step || slowest_step_ == 0.0) return 1000 * kTimeout;
+  return static_cast<int64_t>(
+      1e3 * std::clamp(10.0 * slowest_step_, double{kLeastOfStep}, double{kTimeout}));
+}
+
+void Watchdog::at_hang(const void* key, std::function<void()> work) {
+  const std::lock_guard lock(state_->mutex);
+  state_->at_hang[key] = std::move(work);
+}
+
+void Watchdog::forget(const void* key) {
+  const std::lock_guard lock(state_->mutex);
+  state_->at_hang.erase(key);
+}
+
+}  // namespace utrain

@@ -1,0 +1,371 @@
+// The watchdog: what it makes of what it sees, and what becomes of ranks that hang. The test starts
+// itself under mpirun: what a rank then does is its role.
+#include "comm/watchdog.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <atomic>
+#include <map>
+
+#include "comm/last_words.h"
+#include "comm/mpi_collectives.h"
+#include "comm/verdict.h"
+#include "comm/world.h"
+#include "launch.h"
+
+namespace utrain {
+namespace {
+
+constexpr const char* kRole = "UTRAIN_WATCHDOG_ROLE";
+constexpr double kOver = 3.0;  // s after the timeout
+
+void sleep_ms(int64_t ms) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(ms));
+}
+
+// ---- what is judged ----
+
+RankView in_call(int rank, int64_t number, double silent, int64_t n_elem = 100) {
+  return {rank, {RunPhase::step, 7, number, CallKind::all_reduce, n_elem, true}, 5.0, silent};
+}
+RankView after_call(int rank, int64_t number, double silent) {
+  RankView view = in_call(rank, number, silent);
+  view.stamp.inside = false;
+  return view;
+}
+
+int suspect_of(const std::vector<RankView>& views) {
+  const auto verdict = judge(views);
+  return verdict ? views[verdict->suspect].rank : -1;
+}
+
+TEST(Verdict, WaitsForWhoeverShowsProgress) {
+  EXPECT_EQ(suspect_of({}), -1);
+  EXPECT_EQ(suspect_of({in_call(0, 3, 4.9)}), -1);
+  EXPECT_EQ(suspect_of({in_call(0, 3, 5.0)}), 0);
+  EXPECT_EQ(suspect_of({in_call(0, 3, 900.0), after_call(1, 2, 0.1)}), -1) << "1 saves, 0 waits";
+  EXPECT_EQ(suspect_of({in_call(0, 3, 900.0), after_call(1, 2, 5.1)}), 1);
+  EXPECT_EQ(suspect_of({in_call(0, 3, 9.0), in_call(1, 3, 4.0)}), -1) << "1 has just come";
+  EXPECT_EQ(suspect_of({in_call(0, 3, 6.0), after_call(1, 4, 0.0)}), 0) << "1 goes on alone";
+  EXPECT_EQ(suspect_of({after_call(0, 3, 0.1), after_call(1, 3, 5.0)}), 1) << "0 is busy, 1 is not";
+  EXPECT_EQ(suspect_of({after_call(0, 3, 0.1), in_call(1, 3, 9.0)}), -1);
+  std::vector<RankView> views = {after_call(0, 3, 0.1), in_call(1, 4, 3.0)};
+  views[1].is_still = true;
+  views[1].still = 4.9;
+  EXPECT_EQ(suspect_of(views), -1);
+  views[1].still = 5.0;
+  EXPECT_EQ(suspect_of(views), 1) << "the whole process stands still";
+}
+
+TEST(Verdict, NamesTheFirstSuspect) {
+  EXPECT_EQ(suspect_of({in_call(0, 9, 9.0), in_call(1, 8, 5.0), in_call(2, 9, 9.0)}), 1);
+  EXPECT_EQ(suspect_of({in_call(0, 8, 9.0), after_call(1, 8, 5.0)}), 1) << "0 still waits for it";
+  EXPECT_EQ(suspect_of({in_call(0, 8, 6.0), in_call(1, 8, 7.0), in_call(2, 8, 7.0)}), 1);
+  std::vector<RankView> views = {in_call(0, 8, 6.0), in_call(1, 8, 7.0), in_call(2, 9, 5.5)};
+  views[2].is_still = true;
+  EXPECT_EQ(suspect_of(views), 2) << "who stands still is waited for, wherever";
+  views[0].is_still = true;
+  EXPECT_EQ(suspect_of(views), 0);
+}
+
+TEST(Verdict, NamesWhoMadeAnotherCall) {
+  const std::vector<RankView> views = {in_call(0, 8, 9.0), in_call(1, 8, 8.0),
+                                       in_call(2, 8, 6.0, 99)};
+  const auto verdict = judge(views);
+  ASSERT_TRUE(verdict);
+  EXPECT_EQ(verdict->suspect, 2u);
+  EXPECT_NE(verdict_text(*verdict, views, {}, "").find("different calls"), std::string::npos);
+}
+
+TEST(Verdict, IsOneLineThatSaysWhoWhereAndWhatToDo) {
+  std::vector<RankView> views = {in_call(0, 123, 6.2, 4194304), after_call(1, 122, 6.4),
+                                 in_call(2, 123, 6.2, 4194304)};
+  const std::vector<std::string> places = {"a (GPU 0, X)", "a (GPU 1, Y)", "b (GPU 0, Z)"};
+  const auto text = [&] { return verdict_text(*judge(views), views, places, "run/crash"); };
+  EXPECT_EQ(text(),
+            "rank 1 on a (GPU 1, Y): no progress for 6 s in step 7, after collective 122 "
+            "(all-reduce of 100 elements), ranks 0, 2 wait in collective 123 (all-reduce of "
+            "4,194,304 elements); look there at the GPU (nvidia-smi), the file system and dmesg, "
+            "or raise run.hang_timeout if it was only slow (last calls of the ranks: run/crash)");
+  views = {in_call(0, 1, 6.0)};
+  views[0].is_still = true;
+  views[0].stamp = {};
+  EXPECT_EQ(text(),
+            "rank 0 on a (GPU 0, X): the process stands still, no progress for 6 s in start; look "
+            "there for a stopped or swapping process, a debugger, or a lost node, or raise "
+            "run.hang_timeout if it was only slow (last calls of the ranks: run/crash)");
+  views.clear();
+  for (int r = 0; r < 20; ++r) views.push_back(r == 3 ? after_call(r, 1, 7.0) : in_call(r, 2, 7.0));
+  EXPECT_NE(text().find(", 19 ranks wait in"), std::string::npos) << text();
+}
+
+// ---- a watchdog alone ----
+
+TEST(Watchdog, GivesStepsTenTimesTheSlowestAndAllElseTheWhole) {
+  Watchdog watchdog(0, 0, "this");
+  const auto board = std::make_shared<Board>("", 1);
+  watchdog.join(board, {0, 0, 0, 1, {}});
+  const auto limit_in = [&](RunPhase phase) {
+    watchdog.enter(phase, 1);
+    return board->slot(0).limit_ms / 1000;
+  };
+  EXPECT_EQ(limit_in(RunPhase::start), 600);
+  EXPECT_EQ(limit_in(RunPhase::step), 600) << "no step is known";
+  watchdog.step_took(0.5);
+  EXPECT_EQ(limit_in(RunPhase::step), 60);
+  watchdog.step_took(20.0);
+  watchdog.step_took(1.0);
+  EXPECT_EQ(limit_in(RunPhase::step), 200);
+  watchdog.step_took(100.0);
+  EXPECT_EQ(limit_in(RunPhase::step), 600);
+  for (const RunPhase phase : {RunPhase::load, RunPhase::evaluate, RunPhase::save, RunPhase::end})
+    EXPECT_EQ(limit_in(phase), 600);
+  watchdog.set_timeout(7);
+  for (const RunPhase phase : {RunPhase::step, RunPhase::save}) EXPECT_EQ(limit_in(phase), 7);
+}
+
+TEST(Watchdog, NumbersCalls) {
+  Watchdog watchdog(0, 0, "this");
+  const auto board = std::make_shared<Board>("", 2);
+  watchdog.join(board, {3, 1, 0, 1, {}});
+  const RankSlot& slot = board->slot(1);
+  watchdog.enter(RunPhase::step, 5);
+  const int64_t before = slot.n_signs;
+  {
+    const Watchdog::InCall call(watchdog, CallKind::all_gather, 12);
+    const Stamp s = slot.stamp();
+    EXPECT_EQ(place_text(s), "step 5, in collective 1 (all-gather of 12 elements)");
+  }
+  EXPECT_EQ(place_text(slot.stamp()), "step 5, after collective 1 (all-gather of 12 elements)");
+  watchdog.progress();
+  EXPECT_EQ(slot.n_signs, before + 3);
+  EXPECT_EQ(board->slot(0).state, RankSlot::absent);
+  EXPECT_EQ(slot.state, RankSlot::here);
+}
+
+TEST(Watchdog, LastWordsAreBounded) {
+  const auto done = std::make_shared<std::atomic<int>>(0);
+  const auto begin = std::chrono::steady_clock::now();
+  run_bounded({[done] { ++*done; }, [] { sleep_ms(20000); }, [done] { ++*done; }}, 0.5);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
+  EXPECT_EQ(*done, 2);
+}
+
+TEST(Watchdog, OneOfThoseWhoClaimAFileGetsIt) {
+  const TempDir dir;
+  EXPECT_EQ(claim_file(dir / "crash/hang.txt", "text"), Claim::mine);
+  EXPECT_EQ(claim_file(dir / "crash/hang.txt", "other"), Claim::taken);
+  EXPECT_EQ(claim_file(dir / "no/such/hang.txt", "text"), Claim::unknown);
+  EXPECT_EQ(read_bytes(dir / "crash/hang.txt"), "text\n");
+}
+
+// ---- ranks that hang ----
+
+// What a rank does after all have met; with T s, in a run directory.
+using Role = void (*)(const World& world, const std::string& dir);
+
+void wait_for_all(const World& world) {
+  std::vector<float> x(5000);
+  MpiCollectives(world).all_reduce_sum(make_tensor(x.data(), DType::f32, 1, 5000));
+}
+
+const std::map<std::string, Role> kRoles = {
+    {"skips a call",
+     [](const World& world, const std::string&) {
+       world.watchdog().enter(RunPhase::step, 17);
+       if (world.rank() == 2) sleep_ms(60000);
+       wait_for_all(world);
+     }},
+    {"stops",
+     [](const World& world, const std::string&) {
+       world.watchdog().enter(RunPhase::step, 17);
+       if (world.rank() == 3) ::raise(SIGSTOP);
+       wait_for_all(world);
+     }},
+    {"leaves without the others",
+     [](const World& world, const std::string&) {
+       if (world.rank() != 1) wait_for_all(world);
+     }},
+    {"cannot open a file",
+     [](const World& world, const std::string& dir) {
+       world.watchdog().enter(RunPhase::save, 2);
+       world.first_rank([&] {
+         ::mkfifo((dir + "/fifo").c_str(), 0600);
+         ::open((dir + "/fifo").c_str(), O_RDONLY);
+       });
+     }},
+    {"cannot be heard",
+     [](const World& world, const std::string&) {
+       world.watchdog().at_hang(&world, [] { sleep_ms(60000); });  // an abort that hangs as well
+       if (world.rank() == 0) ::raise(SIGSTOP);
+       wait_for_all(world);
+     }},
+    {"is slow",
+     [](const World& world, const std::string&) {
+       for (int step = 1; step <= 3; ++step) {
+         world.watchdog().enter(RunPhase::step, step);
+         if (world.rank() == 1) sleep_ms(2000);
+         wait_for_all(world);
+       }
+     }},
+    {"is busy",
+     [](const World& world, const std::string&) {
+       world.first_rank([&] {
+         for (int i = 0; i < 50; ++i) sleep_ms(100), world.watchdog().progress();
+       });
+     }},
+    {"is held up",
+     [](const World& world, const std::string&) {
+       for (int i = 0; i < 30; ++i) sleep_ms(100), wait_for_all(world);
+     }},
+    {"stops at the end",
+     [](const World& world, const std::string&) {
+       world.watchdog().enter(RunPhase::end, 20);
+       world.barrier();
+       if (world.rank() == 1) ::raise(SIGSTOP);
+     }},
+};
+
+// arguments: role, T, run directory or -, ranks a node
+int run_rank(int argc, char** argv) {
+  const std::string role = argv[1], dir = argv[3][0] == '-' ? "" : argv[3];
+  const int64_t timeout = std::atoi(argv[2]);
+  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
+  if (role == "stops before MPI" && std::string(rank) == "1") ::raise(SIGSTOP);
+  const World world(&argc, &argv, {.ranks_per_node = std::atoi(argv[4]), .hang_timeout = timeout});
+  if (!dir.empty()) world.watch_in(dir);
+  world.name_device(fmt::format("GPU {}, Tester", world.rank()));
+  if (const auto found = kRoles.find(role); found != kRoles.end()) found->second(world, dir);
+  return 0;
+}
+
+Launch start(const std::string& role, int timeout, const std::string& dir, int node = 0) {
+  ::setenv(kRole, "1", 1);
+  return Launch(4, {role, std::to_string(timeout), dir.empty() ? "-" : dir, std::to_string(node)},
+                {}, std::filesystem::read_symlink("/proc/self/exe").string());
+}
+
+// One line with all the words; files of these ranks. (mpirun lets a stopped one go on before it ends
+// it, so that it may have written too.)
+void expect_hang(const Outcome& run, double limit, const std::vector<std::string>& words,
+                 const std::string& dir = "", const std::vector<int>& writers = {}) {
+  EXPECT_EQ(run.exit_code, 70) << run.text();
+  EXPECT_LT(run.seconds, limit) << run.text();
+  const std::vector<std::string> lines = run.error_lines();
+  ASSERT_EQ(lines.size(), 1u) << run.text();
+  for (const std::string& word : words)
+    EXPECT_NE(lines[0].find(word), std::string::npos) << word << "\n" << lines[0];
+  if (dir.empty()) return;
+  for (const int r : writers) {
+    const std::string path = fmt::format("{}/crash/rank-{:05}.txt", dir, r);
+    ASSERT_TRUE(std::filesystem::exists(path)) << path;
+    EXPECT_EQ(read_bytes(path).rfind(fmt::format("# rank {} on ", r), 0), 0u);
+    EXPECT_NE(read_bytes(path).find("agreement"), std::string::npos) << read_bytes(path);
+  }
+}
+
+constexpr double kStart = 3.0;  // s to start four ranks on a busy machine
+
+TEST(Hang, ARankThatSkipsACall) {
+  const TempDir dir;
+  expect_hang(start("skips a call", 2, dir.str()).wait(), kStart + 2 + kOver,
+              {"rank 2 on ", "(GPU 2, Tester): no progress for 2 s in step 17, after collective ",
+               ", ranks 0, 1, 3 wait in collective ", "(all-reduce of 5,000 elements); look"},
+              dir.str(), {0, 1, 2, 3});
+  EXPECT_NE(read_bytes(dir / "crash/rank-00001.txt").find("not over  step 17, in collective"),
+            std::string::npos);
+}
+
+TEST(Hang, AStoppedRank) {
+  const TempDir dir;
+  expect_hang(start("stops", 2, dir.str()).wait(), kStart + 2 + kOver,
+              {"rank 3 on ", "the process stands still", "step 17"}, dir.str(), {0, 1, 2});
+}
+
+TEST(Hang, ARankThatLeaves) {
+  const TempDir dir;
+  expect_hang(start("leaves without the others", 2, dir.str()).wait(), kStart + 2 + kOver,
+              {"MPI_Finalize"}, dir.str(), {0, 1, 2, 3});
+}
+
+TEST(Hang, ABlockedFileSystem) {
+  const TempDir dir;
+  expect_hang(start("cannot open a file", 2, dir.str()).wait(), kStart + 2 + kOver,
+              {"rank 0 on ", "no progress for 2 s in save at step 2, after", "ranks 1, 2, 3 wait"},
+              dir.str(), {0, 1, 2, 3});
+}
+
+TEST(Hang, WhatIsDoneLastDoesNotHinder) {
+  const TempDir dir;
+  expect_hang(start("cannot be heard", 2, dir.str()).wait(), kStart + 2 + kOver,
+              {"rank 0 on ", "the process stands still"}, dir.str(), {1, 2, 3});
+}
+
+TEST(Hang, AtTheEnd) {
+  const TempDir dir;
+  expect_hang(start("stops at the end", 2, dir.str()).wait(), kStart + 2 + kOver,
+              {"rank 1 on ", "the process stands still", "end at step 20", "MPI_Finalize"},
+              dir.str(), {0, 2, 3});
+}
+
+TEST(Hang, BeforeMpi) {
+  expect_hang(start("stops before MPI", 2, "").wait(), kStart + 2 + kOver,
+              {"rank 0 on ", "MPI has not brought the ranks together"});
+}
+
+TEST(Hang, OnSeveralNodes) {
+  const TempDir dir;
+  expect_hang(start("stops", 4, dir.str(), 2).wait(), kStart + 4 + kOver,
+              {"rank 3 on ", "the process stands still", "ranks 0, 1, 2 wait in"}, dir.str(),
+              {0, 1, 2});
+  EXPECT_EQ(std::filesystem::file_size(dir / "heartbeats/rank-00003"), 64u);
+  EXPECT_EQ(read_bytes(dir / "crash/hang.txt").rfind("rank 3 on ", 0), 0u);
+}
+
+TEST(Hang, OnSeveralNodesASleepingRank) {
+  const TempDir dir;
+  expect_hang(start("skips a call", 4, dir.str(), 2).wait(), kStart + 4 + kOver,
+              {"rank 2 on ", "step 17, after", "ranks 0, 1, 3 wait in"}, dir.str(), {0, 1, 2, 3});
+}
+
+TEST(Hang, OnSeveralNodesWithoutADirectory) {
+  expect_hang(start("skips a call", 2, "", 2).wait(), kStart + 2 + kOver, {"rank 2 on "});
+}
+
+TEST(Hang, SlowIsAMatterOfTheTimeout) {
+  expect_hang(start("is slow", 1, "").wait(), kStart + 1 + kOver, {"rank 1 on ", "in step 1"});
+  const Outcome patient = start("is slow", 10, "").wait();
+  EXPECT_EQ(patient.exit_code, 0) << patient.text();
+}
+
+TEST(NoHang, WhoeverShowsProgressMayBeWaitedForLonger) {
+  const TempDir dir;
+  const Outcome run = start("is busy", 2, dir.str()).wait();
+  EXPECT_EQ(run.exit_code, 0) << run.text();
+  const Outcome nodes = start("is busy", 2, dir.str(), 2).wait();
+  EXPECT_EQ(nodes.exit_code, 0) << nodes.text();
+}
+
+// As batch systems do that put a job aside.
+TEST(NoHang, ASuspendedJobGoesOn) {
+  const TempDir dir;
+  Launch launch = start("is held up", 2, dir.str());
+  for (int r = 0; r < 4; ++r) launch.process_of(r);
+  sleep_ms(1500);
+  for (int r = 0; r < 4; ++r) launch.send(r, SIGSTOP);
+  sleep_ms(4000);
+  for (int r = 0; r < 4; ++r) launch.send(r, SIGCONT);
+  const Outcome run = launch.wait();
+  EXPECT_EQ(run.exit_code, 0) << run.text();
+  EXPECT_GT(run.seconds, 5.5);
+}
+
+}  // namespace
+}  // namespace utrain
+
+int main(int argc, char** argv) {
+  if (std::getenv(utrain::kRole) != nullptr) return utrain::run_rank(argc, argv);
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
