@@ -70,8 +70,9 @@ class Trainer {
   void restore(const Checkpoint& checkpoint, const std::array<double, kStepStates>& optimizer);
   void loaded();  // after load() and restore() on every rank
 
-  // Steps from 1, or the one after what was restored, each once and in order. Returns what has become known since the last call: on a
-  // GPU the step before, so that the host is never waited for.
+  // Steps from 1, or the one after what was restored, each once and in order. Returns what has
+  // become known since the last call: on a GPU the step before, so that the host is never waited
+  // for.
   std::vector<StepStats> train_step(int64_t step);
   std::vector<StepStats> finish_steps();  // waits for the rest
   // Begins a copy of what the last step left, beside the steps that follow.
