@@ -162,6 +162,7 @@ class CudaBackend : public Backend {
                     const Tensor& state, const AdamW& options) override {
     cuda::adamw_update(p, m, v, g, state, options, stream_);
   }
+  void checksum(const Tensor& sum, const Tensor& x) override { cuda::checksum(sum, x, stream_); }
 
  private:
   DType dtype_;

@@ -69,5 +69,6 @@ void clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums, dou
           const LossScaling& scaling, cudaStream_t stream);
 void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
                   const Tensor& state, const AdamW& options, cudaStream_t stream);
+void checksum(const Tensor& sum, const Tensor& x, cudaStream_t stream);
 
 }  // namespace utrain::cuda

@@ -260,6 +260,11 @@ class Backend {
   // g * grad_scale; nothing where the state is not finite
   virtual void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
                             const Tensor& state, const AdamW& options) = 0;
+
+  // sum [1, 1] float64 = (sum + sum over i of (2 i + 1) w_i) mod 2^48, w_i the 32-bit words of x: an
+  // integer in any order of adding, which any one flipped bit changes. sum holds such an integer,
+  // or 0; x is contiguous and of any dtype, a multiple of 4 bytes.
+  virtual void checksum(const Tensor& sum, const Tensor& x) = 0;
 };
 
 // f32: the CPU backend; f64, c128: the oracles; bf16, f16: emulated

@@ -177,6 +177,11 @@ TEST(Plan, WarnsOfAStrategyThatCostsMoreThanItSaves) {
   EXPECT_NE(found.find("zero3 gathers " + gathered), std::string::npos) << found;
   EXPECT_NE(found.find("at 50 GB/s (400 Gbit/s network) beside"), std::string::npos) << found;
   EXPECT_NE(found.find("ddp fits too, 40.2 MB of"), std::string::npos) << found;
+  // In nodes the base does not cross the network.
+  Job in_nodes =
+      job_of(4, kTwoRows, {{"parallel.strategy", "zero3"}, {"parallel.shard_group", "node"}});
+  const std::string near = strategy_warning(in_nodes, {DType::f32, 1, kPlenty}, 2, 1e12);
+  EXPECT_NE(near.find("at 300 GB/s (NVLink) beside"), std::string::npos) << near;
   // Full fine-tuning is what zero1 and zero2 are for.
   Job full = job_of(4, kTwoRows, {{"train.method", "full"}, {"parallel.strategy", "zero2"}});
   EXPECT_EQ(strategy_warning(full, kCpu, 1, 1e12), "");
@@ -340,6 +345,11 @@ TEST_F(PlanCommand, RefusesWhatItCannotMean) {
     EXPECT_EQ(outcome.out, "");
   }
   const std::string path = words_of({}).front();
+  EXPECT_EQ(launch(kAlone, {path, "--plan", "--run.gpu_memory_gb=1e300"}).exit_code, 2);
+  const Outcome in_nodes = launch(kAlone, {path, "--plan", "--ranks=4", "--parallel.strategy=zero3",
+                                           "--parallel.shard_group=node"});
+  EXPECT_NE(in_nodes.out.find("zero3 is planned as one node of all ranks"), std::string::npos)
+      << in_nodes.text();
   const Outcome small = launch(kAlone, {path, "--plan", "--run.gpu_memory_gb=0.05"});
   EXPECT_EQ(small.exit_code, 2) << small.text();
   EXPECT_NE(small.err.find("run.gpu_memory_gb: 0.05 GB, of which libraries hold 67.1 MB; raise it"),

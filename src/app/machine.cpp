@@ -31,9 +31,8 @@ bool shards_in_nodes(const Config& config, const World& world) {
          world.n_nodes() > 1;
 }
 
-// The part that a rank may plan for; the rest is left to the system, the driver and libraries.
 int64_t share_of(int64_t bytes, int ranks) {
-  return static_cast<int64_t>(0.9 * static_cast<double>(bytes)) / ranks;
+  return static_cast<int64_t>(kShareOfMemory * static_cast<double>(bytes)) / ranks;
 }
 
 Machine open_cpu(const Config& config, const World& world) {

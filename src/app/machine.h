@@ -14,6 +14,10 @@
 
 namespace utrain {
 
+// The part of free memory that ranks may plan for; the rest is left to the system, the driver and
+// libraries.
+inline constexpr double kShareOfMemory = 0.9;
+
 struct Machine {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Collectives> collectives;  // goes before the backend

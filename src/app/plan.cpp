@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "app/machine.h"
 #include "app/peak_flops.h"
 #include "app/progress.h"
 #include "comm/nccl_collectives.h"
@@ -16,7 +17,6 @@ namespace utrain {
 namespace {
 
 constexpr double kAssumedGpuMemory = 80.0;  // GB: A100 and H100
-constexpr double kShareOfMemory = 0.9;      // as a run takes of what is free
 constexpr double kCpuFlops = 1e11;          // a second: only to compare strategies with
 constexpr double kWorthIt = 0.98;           // a gain below this is none, and so is one below
 constexpr double kWorthSeconds = 1e-3;      // what the greater number of calls costs
@@ -114,10 +114,17 @@ std::string reason(const Plan& plan) {
     const StrategyPlan& least = *std::min_element(
         plan.strategies.begin(), plan.strategies.end(),
         [](const auto& a, const auto& b) { return a.total_bytes < b.total_bytes; });
-    return fmt::format(
-        "none fits: {} needs the least, {} a rank of {}; lower train.micro_batch_size or "
-        "data.seq_len, set train.recompute = \"auto\", or plan for more ranks",
-        least.strategy, text_of_bytes(least.total_bytes), text_of_bytes(plan.machine.budget));
+    const Config& c = plan.config;
+    std::string remedy = "lower train.micro_batch_size or data.seq_len";
+    if (c.train.recompute == "none" || c.train.recompute == "mlp")
+      remedy += ", set train.recompute = \"auto\"";
+    if (plan.gpu && c.train.method == "lora" && !c.parallel.offload_params)
+      remedy += ", set parallel.offload_params = true";
+    if (plan.gpu && c.train.method == "full" && !c.parallel.offload_optimizer)
+      remedy += ", set parallel.offload_optimizer = true";
+    return fmt::format("none fits: {} needs the least, {} a rank of {}; {}, or plan for more ranks",
+                       least.strategy, text_of_bytes(least.total_bytes),
+                       text_of_bytes(plan.machine.budget), remedy);
   }
   const auto taken = static_cast<size_t>(plan.taken);
   const StrategyPlan& best = at(taken);
@@ -193,6 +200,11 @@ Plan make_plan(const std::string& input, const Config& config, int ranks) {
   set_machine(plan);
   Job job = read_job(config, ranks);
   plan.warnings = job.warnings;
+  if (config.parallel.strategy == "zero3" && config.parallel.shard_group == "node") {
+    plan.warnings.push_back(
+        "parallel.shard_group = \"node\": how many ranks a node has is not known here; zero3 is "
+        "planned as one node of all ranks");
+  }
   for (const char* strategy : kStrategies)
     plan.strategies.push_back(plan_strategy(job, strategy, plan.machine));
   plan.taken = strategy_to_take(plan);

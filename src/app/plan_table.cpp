@@ -25,9 +25,10 @@ std::string text_of_recompute(const StrategyPlan& s) {
   return text.empty() ? "none" : text;
 }
 
-std::string assumptions(const Plan& plan) {
+std::string assumptions(const Plan& plan, bool offloads) {
   std::string text;
   const auto line = [&](const std::string& words) { text += fmt::format("  {}\n", words); };
+  if (offloads) line("host memory: whether a node has it for all its ranks only a run can tell");
   if (!plan.gpu) {
     line(
         fmt::format("memory: 0.9 of what this machine has available, for {} rank{}; how fast it "
@@ -144,7 +145,7 @@ std::string plan_table(const Plan& plan) {
       out += fmt::format("  {} does not fit: needs {}\n", s.strategy, text_of_bytes(s.total_bytes));
   }
   for (const std::string& warning : plan.warnings) out += fmt::format("  warning: {}\n", warning);
-  return out + assumptions(plan) + plan.why + "\n";
+  return out + assumptions(plan, offloads) + plan.why + "\n";
 }
 
 std::string plan_json(const Plan& plan) {

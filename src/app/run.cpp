@@ -10,6 +10,7 @@
 #include "app/save.h"
 #include "config/print.h"
 #include "core/process.h"
+#include "parallel/replicas.h"
 
 namespace utrain {
 
@@ -76,6 +77,7 @@ bool Run::train() {
     if (is_due(step)) capture(step);
   }
   checkpoints_->finish();
+  compare_replicas(world_, n_steps_, p_.trainer->replicas());
   totals_.exposed_seconds = p_.trainer->exposed_seconds();
   if (p_.job->is_full()) return true;  // save_model looks at every weight
   parameters_ = p_.trainer->parameters_on_host();
@@ -194,6 +196,7 @@ void Run::report(const StepStats& stats) {
   world_.watchdog().step_took(stats.seconds);
   if (directory_) directory_->write_metrics(stats);
   if (progress_) progress_->step(stats);
+  if (!stats.replicas.empty()) compare_replicas(world_, stats.step, stats.replicas);
   bad_steps_ = stats.skipped && !stats.overflowed ? bad_steps_ + 1 : 0;
   if (bad_steps_ == kMostBadSteps || (bad_steps_ > 0 && stats.step == n_steps_)) {
     fail_diverged(fmt::format("step {}: loss or gradient norm not finite in {} step{} in a row",

@@ -67,7 +67,8 @@ std::string strategy_warning(Job& job, const PlanMachine& machine, int n_nodes,
     return fmt::format("{} saves {} a rank, for it does not shard the base; {}", strategy,
                        text_of_bytes(saved), fits(ddp));
   }
-  const Link& link = kLinks[n_nodes > 1 ? kNetwork : kNvlink];
+  const bool over_network = n_nodes > 1 && job.config.parallel.shard_group != "node";
+  const Link& link = kLinks[over_network ? kNetwork : kNvlink];
   const std::string gathers = text_of_gathers(ours, link, flops_per_second);
   const StrategyPlan less = job.is_full() ? plan_strategy(job, "zero2", machine) : ddp;
   for (const StrategyPlan* s : {&ddp, &less}) {
@@ -78,7 +79,7 @@ std::string strategy_warning(Job& job, const PlanMachine& machine, int n_nodes,
                                     ours.flops / flops_per_second;
   if (!waits) return "";
   return fmt::format("{}: it waits; raise train.micro_batch_size{}", gathers,
-                     n_nodes > 1 ? ", or set parallel.shard_group = \"node\"" : "");
+                     over_network ? ", or set parallel.shard_group = \"node\"" : "");
 }
 
 }  // namespace utrain

@@ -273,7 +273,7 @@ std::vector<Key> make_keys() {
        .doc = "what a finished run left in the directory is replaced",
        .also = "overwrite_output_dir"},
       {.name = "run.gpu_memory_gb",
-       .kind = Real{run<&C::Run::gpu_memory_gb>, kNotNegative},
+       .kind = Real{run<&C::Run::gpu_memory_gb>, {.min = 0.0, .max = 1e6}},
        .doc = "GB of GPU memory a rank may take; 0 = what is free"},
       {.name = "run.hang_timeout",
        .kind = Integer{run<&C::Run::hang_timeout>, 0, 1 << 30},

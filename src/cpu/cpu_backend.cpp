@@ -12,6 +12,7 @@
 #include "core/convert.h"
 #include "cpu/adamw.h"
 #include "cpu/attention.h"
+#include "cpu/checksum.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/embedding.h"
 #include "cpu/grad_norm.h"
@@ -214,6 +215,7 @@ class CpuBackend : public Backend {
                     const Tensor& state, const AdamW& options) override {
     cpu::adamw_update<T>(p, m, v, g, state, options);
   }
+  void checksum(const Tensor& sum, const Tensor& x) override { cpu::checksum(sum, x); }
 
  private:
   struct Small {

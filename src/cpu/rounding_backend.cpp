@@ -149,6 +149,7 @@ class RoundingBackend : public Backend {
                     const Tensor& state, const AdamW& options) override {
     inner_->adamw_update(p, m, v, g, state, options);
   }
+  void checksum(const Tensor& sum, const Tensor& x) override { inner_->checksum(sum, x); }
 
  private:
   // Nothing where x is empty or float32 is not what it holds.

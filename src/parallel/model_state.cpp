@@ -38,6 +38,7 @@ ModelState::ModelState(const Architecture& architecture, const Options& options,
     : architecture_(architecture),
       full_(options.method == Method::full),
       backend_(backend),
+      base_(groups.base),
       image_layouts_(image_layouts(architecture, backend.dtype())),
       adapters_(architecture, full_ ? LoraOptions{} : options.lora),
       layout_(full_ ? full_layout(architecture) : adapters_.layout()) {
@@ -74,6 +75,21 @@ void ModelState::bind(const Arena& arena) {
   } else {
     adapters_.bind(units_of(*adapter_values_), gradients);
   }
+}
+
+ReplicaSet ModelState::replicas() const {
+  ReplicaSet set;
+  if (!full_) {
+    Replica& base = set[static_cast<size_t>(ReplicaKind::base)];
+    for (int64_t u = 0; u < images_->shards().n_units(); ++u)
+      if (!images_->is_in_host(u)) base.tensors.push_back(images_->home(u));
+    if (images_->is_sharded()) base.slice = base_.rank(), base.slices = base_.size();
+    base.is_frozen = true;
+  }
+  set[static_cast<size_t>(ReplicaKind::values)].tensors = trainables_->replicated_values();
+  set[static_cast<size_t>(ReplicaKind::parameters)].tensors = trainables_->replicated_parameters();
+  set[static_cast<size_t>(ReplicaKind::moments)].tensors = trainables_->replicated_moments();
+  return set;
 }
 
 void ModelState::load(const WeightSource& source) {

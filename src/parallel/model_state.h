@@ -9,6 +9,7 @@
 #include "model/lora.h"
 #include "model/transformer.h"
 #include "parallel/groups.h"
+#include "parallel/replicas.h"
 #include "parallel/unit_residency.h"
 
 namespace utrain {
@@ -39,6 +40,10 @@ class ModelState {
   // Brings what the model computes with up to date. Collective; after load and set_adapters.
   void loaded() { trainables_->parameters_changed(); }
 
+  // What other ranks hold too, or never changes; between steps. What lies in host memory is left
+  // out: to read it takes the host's time.
+  ReplicaSet replicas() const;
+
   const TrainableLayout& layout() const { return layout_; }
   const Adapters& adapters() const { return adapters_; }
   Trainables& trainables() { return *trainables_; }
@@ -54,6 +59,7 @@ class ModelState {
   Architecture architecture_;
   bool full_;
   Backend& backend_;
+  Collectives& base_;                       // of the ranks that hold the base together
   std::vector<ImageLayout> image_layouts_;  // [units]
   Adapters adapters_;
   TrainableLayout layout_;

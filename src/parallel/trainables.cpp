@@ -106,6 +106,22 @@ Tensor Trainables::own_gradients(int64_t u) const {
                                : update_.own_of_shard(own_gradients_, u);
 }
 
+std::vector<Tensor> Trainables::replicated_values() const {
+  std::vector<Tensor> units;
+  for (int64_t u = 0; u < n_units() && !values_.is_sharded(); ++u) units.push_back(values_.unit(u));
+  return units;
+}
+
+std::vector<Tensor> Trainables::replicated_parameters() const {
+  if (updates_slices() || host_ || values_are_parameters_) return {};
+  return {parameters_};
+}
+
+std::vector<Tensor> Trainables::replicated_moments() const {
+  if (updates_slices() || host_) return {};
+  return {m_, v_};
+}
+
 void Trainables::begin_pass(bool first, bool last) {
   first_pass_ = first;
   last_pass_ = last;

@@ -64,6 +64,12 @@ class Trainables {
   void end_gradients(int64_t u);
   void finish_gradients();
 
+  // What every rank holds alike, on the device, after an update: the values where they are whole;
+  // under ddp the parameters, where they are not the values, and the moments.
+  std::vector<Tensor> replicated_values() const;
+  std::vector<Tensor> replicated_parameters() const;
+  std::vector<Tensor> replicated_moments() const;
+
   // Whether the parameters are the values, not a copy of them, wider or on the host.
   bool values_are_parameters() const { return values_are_parameters_; }
   // block_sums [1, n_elem() / 1024]: of the squares of all gradients, the same on every rank.

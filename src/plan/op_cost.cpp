@@ -161,4 +161,8 @@ OpCost cost_of_adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, c
   return moves({p, p, m, m, v, v, g});
 }
 
+OpCost cost_of_checksum(const Tensor& sum, const Tensor& x) {
+  return moves({sum, sum, x});
+}
+
 }  // namespace utrain

@@ -59,5 +59,6 @@ OpCost cost_of_cross_entropy(const Tensor& loss, const Tensor& dx, const Tensor&
 OpCost cost_of_sum_of_squares(const Tensor& block_sums, const Tensor& x);
 OpCost cost_of_clip(const Tensor& state, const Tensor& loss, const Tensor& block_sums);
 OpCost cost_of_adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g);
+OpCost cost_of_checksum(const Tensor& sum, const Tensor& x);
 
 }  // namespace utrain

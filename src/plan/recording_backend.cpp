@@ -357,4 +357,9 @@ void RecordingBackend::adamw_update(const Tensor& p, const Tensor& m, const Tens
        [&](Backend& inner) { inner.adamw_update(p, m, v, g, state, options); });
 }
 
+void RecordingBackend::checksum(const Tensor& sum, const Tensor& x) {
+  call({"checksum", "", cost_of_checksum(sum, x), {}},
+       [&](Backend& inner) { inner.checksum(sum, x); });
+}
+
 }  // namespace utrain

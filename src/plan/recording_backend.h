@@ -2,6 +2,7 @@
 // and how long another backend takes for them. Around a backend it hands every call on, with the
 // same results to the bit. Around none it is the plan backend: the same model code runs, nothing is
 // computed, no memory is taken, and what is downloaded is zero.
+//   Copies beside the computation are counted; they have no time of their own.
 //   Attention costs by documents, whose extents lie on the device: they are found in what was
 //   uploaded, of which the newest kKeptBytes are kept here.
 #pragma once
@@ -42,7 +43,6 @@ class RecordingBackend : public Backend {
   // nobody's. Needs an inner backend, of which the caller then asks for fewer moments: they share
   // kMoments.
   void time(bool on);
-  // Copies are counted; beside the computation, they have no time of their own.
   // In the order of their first calls; waits for those that are timed.
   const std::vector<OpRecord>& records();
   void clear();  // forgets the records
@@ -105,6 +105,7 @@ class RecordingBackend : public Backend {
             const LossScaling& scaling) override;
   void adamw_update(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
                     const Tensor& state, const AdamW& options) override;
+  void checksum(const Tensor& sum, const Tensor& x) override;
 
  private:
   static constexpr int64_t kKeptBytes = int64_t{64} << 20;

@@ -15,6 +15,8 @@ std::string more_gpu_memory(const Job& job) {
   if (c.run.gpu_memory_gb > 0.0) text += ", raise run.gpu_memory_gb";
   if (!c.parallel.offload_params && !job.is_full())
     text += ", set parallel.offload_params = true to keep the base in host memory";
+  if (!c.parallel.offload_optimizer && job.is_full())
+    text += ", set parallel.offload_optimizer = true to keep the optimizer in host memory";
   if (c.parallel.shard_group == "node") text += ", set parallel.shard_group = \"world\"";
   if (c.parallel.strategy != "zero3") text += ", set parallel.strategy = \"zero3\" on several GPUs";
   return text + ", or take a GPU with more memory";

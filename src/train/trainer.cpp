@@ -44,6 +44,7 @@ Trainer::Trainer(const Job& job, Backend& backend, const Groups& groups,
       model_(job.architecture, state_.parts(), activations_, backend, arena_,
              {job.longest_document(), job.dropout()}),
       optimizer_(job.config.train, state_.trainables(), backend, arena_),
+      replicas_(backend, arena_),
       device_pass_(backend, arena_, job.pass_capacity(), passes_together),
       copy_(state_.layout(), state_.trainables(), collectives_, backend, arena_,
             job.config.checkpoint.every > 0),
@@ -57,6 +58,7 @@ void Trainer::place() {
   activations_.bind(arena_);
   model_.bind(arena_);
   optimizer_.bind(arena_);
+  replicas_.bind(arena_, state_.replicas());
   device_pass_.bind(arena_);
   copy_.bind(arena_);
   loss_ = arena_[loss_id_];
@@ -100,6 +102,7 @@ void Trainer::restore(const Checkpoint& checkpoint,
 
 void Trainer::loaded() {
   state_.loaded();
+  replicas_.loaded();
 }
 
 std::vector<StepStats> Trainer::train_step(int64_t step) {
@@ -131,6 +134,7 @@ std::vector<StepStats> Trainer::train_step(int64_t step) {
 
   // 5. What the device found is read when it is there; it goes on meanwhile.
   now.state = optimizer_.state_begin();
+  if (step % kReplicasEvery == 0) now.replicas = replicas_.begin();
   last_step_ = now.stats.step = step;
   now.stats.epoch = static_cast<double>(step) / static_cast<double>(job_.steps_per_epoch);
   now.stats.lr = lr;
@@ -147,6 +151,10 @@ std::vector<StepStats> Trainer::finish_steps() {
   return collect(0);
 }
 
+std::string Trainer::replicas() {
+  return replicas_.end(replicas_.begin());
+}
+
 // Waits until at most under_way steps are.
 std::vector<StepStats> Trainer::collect(size_t under_way) {
   std::vector<StepStats> known;
@@ -160,6 +168,7 @@ std::vector<StepStats> Trainer::collect(size_t under_way) {
     stats.grad_norm = at(StepState::grad_norm);
     stats.skipped = at(StepState::is_finite) == 0.0;
     stats.overflowed = at(StepState::overflowed) != 0.0;
+    if (step.replicas) stats.replicas = replicas_.end(*step.replicas);
     stats.seconds = backend_.seconds(step.start, step.end);
     add_seconds(Phase::forward_backward, backend_.seconds(step.start, step.accumulated));
     add_seconds(Phase::reduce, backend_.seconds(step.accumulated, step.reduced));
