@@ -171,7 +171,7 @@ class Watchdog::Watcher {
     if (!text.empty()) {
       // Processes that do not know each other yet: the first one to say it ends them all.
       const int turn = has_joined_ ? 0 : std::min(place_.rank, 5);
-      std::this_thread::sleep_for(std::chrono::milliseconds(300 * turn));
+      std::this_thread::sleep_for(std::chrono::milliseconds(500 * turn));
       tasks.push_back([text, crash_dir, place = place_, weak = is_weak_] {
         say(text, crash_dir, place, weak);
       });
@@ -211,7 +211,7 @@ class Watchdog::Watcher {
       if (claim == Claim::taken) return;
     } else if (place.n_nodes > 1) {
       std::this_thread::sleep_for(
-          std::chrono::milliseconds((is_weak ? 500 : 0) + 100 * std::min(place.node, 5)));
+          std::chrono::milliseconds((is_weak ? 900 : 0) + 100 * std::min(place.node, 5)));
     }
     write_error_line(text);
   }
