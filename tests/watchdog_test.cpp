@@ -223,6 +223,15 @@ const std::map<std::string, Role> kRoles = {
          for (int i = 0; i < 50; ++i) sleep_ms(100), world.watchdog().progress();
        });
      }},
+    {"writes",
+     [](const World& world, const std::string& dir) {
+       world.watchdog().enter(RunPhase::save, 3);
+       world.first_rank([&] {
+         std::ofstream file(dir + "/file");
+         for (int i = 0; i < 25; ++i)
+           sleep_ms(200), file << std::string(3 << 20, 'x') << std::flush;
+       });
+     }},
     {"is held up",
      [](const World& world, const std::string&) {
        for (int i = 0; i < 30; ++i) sleep_ms(100), wait_for_all(world);
@@ -354,6 +363,13 @@ TEST(NoHang, WhoeverShowsProgressMayBeWaitedForLonger) {
   EXPECT_EQ(run.exit_code, 0) << run.text();
   const Outcome nodes = start("is busy", 2, dir.str(), 2).wait();
   EXPECT_EQ(nodes.exit_code, 0) << nodes.text();
+}
+
+TEST(NoHang, AFileMayBeLong) {
+  const TempDir dir;
+  const Outcome run = start("writes", 2, dir.str()).wait();
+  EXPECT_EQ(run.exit_code, 0) << run.text();
+  EXPECT_GT(run.seconds, 4.0);
 }
 
 // As batch systems do that put a job aside.
