@@ -260,7 +260,7 @@ int run_rank(int argc, char** argv) {
 Launch start(const std::string& role, int timeout, const std::string& dir, int node = 0) {
   ::setenv(kRole, "1", 1);
   return Launch(4, {role, std::to_string(timeout), dir.empty() ? "-" : dir, std::to_string(node)},
-                {}, std::filesystem::read_symlink("/proc/self/exe").string());
+                std::filesystem::read_symlink("/proc/self/exe").string());
 }
 
 // One line with all the words; files of these ranks. (mpirun lets a stopped one go on before it ends
