@@ -21,7 +21,7 @@ inline std::vector<Refusal> attacks_on_weights() {
   std::string zeros = "0";
   for (int i = 0; i < 6'000'000; ++i) zeros += ",0";
   std::string many = "{";
-  for (int i = 0; i < 200'000; ++i)
+  for (int i = 0; i < 110'000; ++i)
     many += fmt::format(R"("{}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}},)", i);
   many.back() = '}';
   const std::vector<std::tuple<const char*, std::string, size_t, std::string>> headers = {
@@ -77,7 +77,7 @@ inline std::vector<Refusal> attacks_on_weights() {
       {"LongName", "{\"" + std::string(600, 'n') + "\":" + one + "}", 256, "name of 600 bytes"},
       {"TerminalName", R"({"\u001b[2J":)" + one + "}", 256, "control character"},
       {"ManyNumbers", tensor_header("{\"shape\":[" + zeros + "]}"), 0, "JSON values found"},
-      {"ManyTensors", many, 0, "200000 tensors"},
+      {"ManyTensors", many, 0, "110000 tensors"},
   };
   std::vector<Refusal> cases;
   for (const auto& [name, header, n_data, word] : headers) {
@@ -174,7 +174,7 @@ inline std::vector<Refusal> attacks_on_config() {
       {"VocabOther", "\"vocab_size\": 320", "\"vocab_size\": 321", "[321, 64]"},
       {"LayersAbove", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1025", "num_hidden"},
       {"NoHeads", "\"num_attention_heads\": 4", "\"num_attention_heads\": 0", "num_attention"},
-      {"HeadsDoNotDivide", "\"num_attention_heads\": 4", "\"num_attention_heads\": 6", "num_"},
+      {"HeadsDoNotDivide", "\"num_attention_heads\": 4", "\"num_attention_heads\": 5", "num_"},
       {"NoKvHeads", "\"num_key_value_heads\": 2", "\"num_key_value_heads\": 0", "num_key_value"},
       {"MlpAbove", "\"intermediate_size\": 176", "\"intermediate_size\": 1048577", "intermediate"},
       {"EpsText", "1e-05", "\"1e-05\"", "rms_norm_eps"},
@@ -234,7 +234,9 @@ inline std::vector<Refusal> attacks_on_input() {
       text("TomlDots", "dots", "a" + std::string(20000, '.') + "a = 1"),
       text("TomlDeep", "input.toml:1:", "x = " + std::string(30000, '[')),
       text("TomlDeepTables", "input.toml:1:", "x = {a=" + std::string(20000, '{')),
-      text("TomlLongKey", "unknown key", "[model]\n" + std::string(60000, 'k') + " = 1"),
+      {"TomlLongKey", 2, "unknown key",
+       [](Sandbox& s) { s.input = "[model]\n" + std::string(60000, 'k') + " = 1"; },
+       5},  // and what is missing
       {"LatinLetterOutsideAString", 2,
        "input.toml:2:", [](Sandbox& s) { s.input = "[model]\npath = \xc3\xa9\n"; }},
       wrong_setting("TwoTo63", "lora.r", "9223372036854775808", "input.toml:"),
