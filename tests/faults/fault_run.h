@@ -176,8 +176,9 @@ class FaultRun {
   void expect_finishes_as_if_nothing_was(const Words& more = {}) const {
     const Result& wanted = reference();
     const Outcome outcome = go_on(4, more);
-    if (outcome.err.find("holds a finished run") == std::string::npos)
+    if (outcome.err.find("holds a finished run") == std::string::npos) {
       ASSERT_EQ(outcome.exit_code, 0) << outcome.text();
+    }
     const Result found = result();
     EXPECT_GT(wanted.adapter.size(), 1000u);
     EXPECT_TRUE(found.adapter == wanted.adapter) << "another adapter\n" << outcome.text();
