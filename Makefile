@@ -6,7 +6,7 @@ JOBS ?= $(shell nproc)
 # mpirun refuses root and more ranks than cores unless it is told that both are meant.
 MPIRUN := mpirun $(if $(filter 0,$(shell id -u)),--allow-run-as-root) --oversubscribe --bind-to none
 
-.PHONY: help packages build run test test-asan test-slurm bundle lint format tools clean fuzz test-faults test-mutants
+.PHONY: help packages build run test test-asan test-slurm test-faults test-mutants bundle lint format tools clean fuzz
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | column -t -s '	'
@@ -41,13 +41,6 @@ test-asan: packages  ## the parsers and a 2-rank step under ASan and UBSan
 	@cmake --build --preset asan --target utrain $(ASAN_TESTS) -j $(JOBS)
 	@cd build/asan && ASAN_OPTIONS=detect_leaks=0 ctest --output-on-failure -R "^($$(echo $(ASAN_TESTS) | tr ' ' '|'))$$"
 
-EXECS ?= 1000000
-fuzz:  ## EXECS=1000000 executions of every fuzz target under libFuzzer, ASan and UBSan
-	@tools/packages fuzz
-	@cmake --preset fuzz $(if $(wildcard build/fuzz/build.ninja),>/dev/null)
-	@cmake --build --preset fuzz -j $(JOBS)
-	@tools/fuzz build/fuzz $(EXECS)
-
 FAULT_TESTS := fault_library_test faults_kill_test faults_damage_test faults_disk_test faults_hang_test faults_stop_test faults_resume_test \
   refusal_test
 test-faults: build  ## the full set of fault tests, an hour or so; goes on where it was interrupted (FLAGS="--minutes 9")
@@ -56,6 +49,13 @@ test-faults: build  ## the full set of fault tests, an hour or so; goes on where
 
 test-mutants: build  ## faults in utrain itself that the fault tests must find
 	@tools/test_mutants
+
+EXECS ?= 1000000
+fuzz:  ## EXECS=1000000 executions of every fuzz target under libFuzzer, ASan and UBSan
+	@tools/packages fuzz
+	@cmake --preset fuzz $(if $(wildcard build/fuzz/build.ninja),>/dev/null)
+	@cmake --build --preset fuzz -j $(JOBS)
+	@tools/fuzz build/fuzz $(EXECS)
 
 bundle: build  ## dist/utrain.tar.xz: runs on another Linux without installing anything (PRESET=release-cuda with GPUs)
 	@tools/packages bundle

@@ -53,7 +53,7 @@ class Launch {
  public:
   // environment: "NAME=value", of the ranks alone, not of mpirun.
   Launch(int ranks, const std::vector<std::string>& arguments,
-         const std::vector<std::string>& environment = {}, const std::string& program = binary())
+         const std::string& program = binary(), const std::vector<std::string>& environment = {})
       : start_(std::chrono::steady_clock::now()) {
     std::vector<std::string> words;
     if (ranks != kAlone) {
@@ -97,10 +97,8 @@ class Launch {
     if (pid_ > 0 && ::wait4(pid_, &status_, WNOHANG, &usage_) == pid_) pid_ = -1;
     return pid_ > 0;
   }
+  pid_t pid() const { return pid_; }                              // < 0 once it ended
   std::string out() const { return read_bytes(files_ / "out"); }  // so far
-  pid_t pid() const {
-    return pid_;
-  }  // of mpirun, or of utrain where it is alone; < 0 once it ended
   // What a lost node or a batch system does to the launcher.
   void kill_launcher() {
     if (is_running()) ::kill(pid_, SIGKILL);

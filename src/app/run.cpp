@@ -10,6 +10,7 @@
 #include "app/save.h"
 #include "config/print.h"
 #include "core/process.h"
+#include "parallel/replicas.h"
 
 namespace utrain {
 

@@ -48,7 +48,7 @@ constexpr std::string_view name_of(CallKind kind) {
     case CallKind::scalar: return "sum of a scalar";
     case CallKind::barrier: return "barrier";
     case CallKind::agree: return "agreement";
-    case CallKind::finalize: return "MPI_Finalize";
+    case CallKind::finalize: return "end of MPI";
   }
   return "?";
 }

@@ -26,6 +26,21 @@ Stamp usual_call(const std::vector<RankView>& views, const std::vector<size_t>& 
   return views[best].stamp;
 }
 
+// The few who wait in a later call, while most wait in one that nobody leaves before all have come:
+// they made another call in its place.
+std::vector<size_t> ahead_without_others(const std::vector<RankView>& views,
+                                         const std::vector<size_t>& behind) {
+  const Stamp usual = usual_call(views, behind);
+  std::vector<size_t> ahead;
+  if (usual.kind == CallKind::broadcast) return ahead;
+  for (size_t i = 0; i < views.size(); ++i) {
+    const RankView& v = views[i];
+    if (v.stamp.number > usual.number && v.stamp.inside && v.silent >= v.limit) ahead.push_back(i);
+  }
+  if (ahead.size() >= behind.size()) ahead.clear();
+  return ahead;
+}
+
 }  // namespace
 
 std::optional<Verdict> judge(const std::vector<RankView>& views) {
@@ -45,7 +60,12 @@ std::optional<Verdict> judge(const std::vector<RankView>& views) {
     one |= (is_behind && !v.stamp.inside && too_long) || (v.is_still && v.still >= v.limit);
   }
   if (!all_behind && !one) return std::nullopt;
-  if (suspects.empty()) suspects = behind;
+  if (suspects.empty() && one) suspects = behind;
+  if (suspects.empty()) {
+    const std::vector<size_t> ahead = ahead_without_others(views, behind);
+    if (!ahead.empty()) return Verdict{ahead.front(), true};
+    suspects = behind;
+  }
 
   const Stamp usual = usual_call(views, behind);
   const auto differs = [&](size_t i) {

@@ -28,7 +28,8 @@ struct Verdict {
 };
 
 // Suspects: first who stands still, then those behind; of these who has not entered the call, then
-// who made another one than most, then who has been silent longest, then the lowest rank.
+// who made another one than most, then who has been silent longest, then the lowest rank. Where all
+// of them wait, rather the few who are ahead of a call that nobody can have left.
 std::optional<Verdict> judge(const std::vector<RankView>& views);
 
 // One line, without prefix. places [ranks]: "HOST (GPU 0, NAME)"; crash_dir "" = no files.

@@ -15,6 +15,7 @@
 #include "comm/quiet_thread.h"
 #include "comm/verdict.h"
 #include "core/error.h"
+#include "core/process.h"
 
 namespace utrain {
 namespace {
@@ -24,8 +25,11 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kRelaxed = std::memory_order_relaxed;
 constexpr std::chrono::milliseconds kPeriod{50};
 // A longer time between two looks is one in which this process stood still.
-constexpr double kLongestPeriod = 1.0;      // s
-constexpr double kOtherNodes = 0.5;         // s more for last words where there are other nodes
+constexpr double kLongestPeriod = 1.0;  // s
+// s more for last words where there are other nodes, with and without files
+constexpr double kOtherNodes = 0.5, kUnknownNodes = 1.5;
+constexpr int64_t kBytesOfASign = 1 << 20;
+constexpr double kSilentMoment = 0.5;       // s
 constexpr double kAfterTheFirst = 0.75;     // s until others end who had not to say it
 constexpr double kLookAtOthersAhead = 5.0;  // s before the limit
 
@@ -94,6 +98,7 @@ class Watchdog::Watcher {
   void look(double elapsed) {
     board_->slot(place_.local_rank).n_beats.fetch_add(1, kRelaxed);
     if (board_->giver_up().load() != 0) give_up("");
+    look_at_files(elapsed);
     std::vector<RankView> views = node_views(elapsed);
     if (heartbeats_) add_other_nodes(views);
     const std::optional<Verdict> verdict = may_judge_ ? judge(views) : std::nullopt;
@@ -104,6 +109,18 @@ class Watchdog::Watcher {
     const RankView& suspect = views[verdict->suspect];
     is_weak_ = suspect.stamp.inside && !suspect.is_still;
     give_up(is_first ? text_of(*verdict, views) : "");
+  }
+
+  // Outside of steps whatever is read and written shows progress by itself.
+  void look_at_files(double elapsed) {
+    RankSlot& own = board_->slot(place_.local_rank);
+    since_files_ += elapsed;
+    if (since_files_ < kSilentMoment) return;
+    since_files_ = 0.0;
+    const int64_t bytes = bytes_moved();
+    if (bytes - bytes_moved_ < kBytesOfASign) return;
+    bytes_moved_ = bytes;
+    if (own.stamp().phase != RunPhase::step) own.n_signs.fetch_add(1, kRelaxed);
   }
 
   std::vector<RankView> node_views(double elapsed) {
@@ -170,8 +187,8 @@ class Watchdog::Watcher {
     }
     if (!text.empty()) {
       // Processes that do not know each other yet: the first one to say it ends them all.
-      const int turn = has_joined_ ? 0 : std::min(place_.rank, 5);
-      std::this_thread::sleep_for(std::chrono::milliseconds(300 * turn));
+      if (!has_joined_)
+        std::this_thread::sleep_for(std::chrono::milliseconds(800) * std::min(place_.rank, 2));
       tasks.push_back([text, crash_dir, place = place_, weak = is_weak_] {
         say(text, crash_dir, place, weak);
       });
@@ -184,7 +201,9 @@ class Watchdog::Watcher {
       });
     }
     const auto begin = Clock::now();
-    const double bound = kLastWords + (place_.n_nodes > 1 ? kOtherNodes : 0.0);
+    const double bound = kLastWords + (place_.n_nodes == 1 ? 0.0
+                                       : crash_dir.empty() ? kUnknownNodes
+                                                           : kOtherNodes);
     const auto left = [&] {
       return bound - std::chrono::duration<double>(Clock::now() - begin).count();
     };
@@ -193,8 +212,8 @@ class Watchdog::Watcher {
     // A launcher ends all ranks when the first one has gone.
     while (left() > 0.0 && !all_have_spoken(!crash_dir.empty()))
       std::this_thread::sleep_for(kPeriod / 10);
-    // One goes, and the launcher ends the others: mpirun 4.1 may crash or hang where all go at once
-    // while one is in MPI_Finalize. They go by themselves where it does not.
+    // One goes, and the launcher ends the others: mpirun 4.1 does not always survive that all go at
+    // once. They go by themselves where it does not.
     if (text.empty()) {
       std::this_thread::sleep_for(std::chrono::duration<double>(kAfterTheFirst) +
                                   kPeriod * std::min(place_.local_rank, 10));
@@ -211,7 +230,7 @@ class Watchdog::Watcher {
       if (claim == Claim::taken) return;
     } else if (place.n_nodes > 1) {
       std::this_thread::sleep_for(
-          std::chrono::milliseconds((is_weak ? 500 : 0) + 100 * std::min(place.node, 5)));
+          std::chrono::milliseconds((is_weak ? 1500 : 0) + 100 * std::min(place.node, 5)));
     }
     write_error_line(text);
   }
@@ -234,6 +253,8 @@ class Watchdog::Watcher {
   std::shared_ptr<Heartbeats> heartbeats_;
 
   std::vector<Seen> seen_;
+  double since_files_ = 0.0;
+  int64_t bytes_moved_ = 0;  // when they were last a sign
   bool may_judge_ = true;
   bool is_weak_ = false;  // the suspect waits itself
   int n_verdicts_ = 0;    // in a row

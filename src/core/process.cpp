@@ -58,6 +58,15 @@ int64_t available_memory() {
   return std::min(available, cgroup_memory_left());
 }
 
+int64_t bytes_moved() {
+  std::ifstream file("/proc/self/io");
+  std::string key;
+  int64_t bytes = 0, sum = 0;
+  while (file >> key >> bytes)
+    if (key == "rchar:" || key == "wchar:") sum += bytes;
+  return sum;
+}
+
 int64_t peak_memory() {
   rusage usage = {};
   getrusage(RUSAGE_SELF, &usage);

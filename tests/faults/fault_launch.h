@@ -27,7 +27,7 @@ class FaultLaunch {
   FaultLaunch(int ranks, const std::vector<std::string>& arguments, const std::string& dir,
               const std::string& faults)
       : dir_(dir),
-        launch_(ranks, arguments,
+        launch_(ranks, arguments, binary(),
                 {"LD_PRELOAD=" + fault_library(), "UTRAIN_FAULT=" + faults,
                  "UTRAIN_FAULT_DIR=" + dir, "UTRAIN_FAULT_STATE=" + state_.str()}) {}
 
