@@ -31,7 +31,7 @@ TEST_F(Stop, SavesAndGoesOn) {
     return words;
   };
   for (const auto& [ranks, steps, every] :
-       {std::tuple{kAlone, 6000, 0}, {3, 1500, 400}, {3, 1500, 0}}) {
+       {std::tuple{kAlone, 30000, 0}, {3, 5000, 400}, {3, 5000, 0}}) {
     SCOPED_TRACE(fmt::format("{} ranks every {}", ranks, every));
     const Words words = with(steps, every);
     fs::remove_all(at("parts"));
@@ -52,9 +52,9 @@ TEST_F(Stop, SavesAndGoesOn) {
         << stopped.text();
     EXPECT_FALSE(fs::exists(at("parts") + "/STOP")) << "it stops one run";
   }
-  const Outcome again = expect_done("parts", 3, with(1500, 0));
+  const Outcome again = expect_done("parts", 3, with(5000, 0));
   EXPECT_NE(again.out.find("continues  from step "), std::string::npos) << again.text();
-  expect_done("whole", 3, with(1500, 0));
+  expect_done("whole", 3, with(5000, 0));
   expect_same_run("whole", "parts");
 }
 
