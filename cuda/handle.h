@@ -82,4 +82,11 @@ inline DeviceMemory make_device_memory(int64_t bytes) {
        kMemoryRemedy);
 }
 
+// Of the current GPU.
+inline int64_t free_bytes() {
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(free);
+}
+
 }  // namespace utrain::cuda

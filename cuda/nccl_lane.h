@@ -3,12 +3,8 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
-#include <functional>
-#include <future>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include "cuda_check.h"
@@ -24,12 +20,6 @@ inline Stream make_urgent_stream() {
   CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
   CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest));
   return Stream(stream);
-}
-
-inline int64_t free_bytes() {
-  size_t free = 0, total = 0;
-  CUDA_CHECK(cudaMemGetInfo(&free, &total));
-  return static_cast<int64_t>(free);
 }
 
 struct Lane {
@@ -58,24 +48,6 @@ inline constexpr int64_t kPartAlignment = 256;
 inline int64_t bytes_of_part(int64_t scratch_bytes, int ranks) {
   const int64_t bytes = scratch_bytes / std::max(1, ranks - 1);
   return std::max(kPartAlignment, bytes / kPartAlignment * kPartAlignment);
-}
-
-[[noreturn]] inline void fail_waiting(int rank, int ranks, int seconds) {
-  fail(ExitCode::internal, "ncclCommInitRank",
-       fmt::format("rank {} of {} waited {} s for the others", rank, ranks, seconds),
-       "see which rank is missing; NCCL_DEBUG=INFO tells what NCCL does, NCCL_SOCKET_IFNAME names "
-       "the network by which ranks find each other");
-}
-
-// In a thread of its own, whose error is thrown here; false where it is not done in time: then the
-// thread is left behind.
-inline bool done_within(std::chrono::seconds bound, std::function<void()> work) {
-  std::packaged_task<void()> task(std::move(work));
-  std::future<void> done = task.get_future();
-  std::thread(std::move(task)).detach();
-  if (done.wait_for(bound) != std::future_status::ready) return false;
-  done.get();
-  return true;
 }
 
 }  // namespace utrain::cuda
