@@ -7,17 +7,19 @@ namespace {
 
 constexpr double kTimeoutSeconds = 5.0, kMoreSeconds = 3.0;
 
-// Where a rank stops dead, and where one lives on but comes no further. Inside of one collective
-// all ranks look alike, so a rank that sleeps does that between them.
+// Where a rank stops dead, and where one lives on but comes no further: between collectives and
+// inside of them.
 struct Phase {
   const char *name, *stops, *sleeps;
 };
 
 const std::vector<Phase>& phases() {
   static const std::vector<Phase> all = {
-      {"start", "call=MPI_Allreduce nth=8", "call=cblas_sgemm nth=1"},
+      {"start", "call=MPI_Iallreduce nth=6", "call=cblas_sgemm nth=1"},
+      {"agreement at the start", "call=MPI_Testall nth=20", "call=MPI_Iallreduce nth=6"},
       {"first step", "call=MPI_Isend nth=2", "call=cblas_sgemm nth=3"},
       {"step", "call=MPI_Isend nth=100", "call=cblas_sgemm nth=1500"},
+      {"sum of a step", "call=MPI_Testall nth=3000", "call=MPI_Isend nth=100"},
       {"save", "call=write path=/checkpoints/step-00000015 nth=2",
        "call=write path=/checkpoints/step-00000015 nth=2"},
       {"sync of a save", "call=fsync path=/checkpoints/step-00000020 nth=1",

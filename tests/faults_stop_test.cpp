@@ -15,7 +15,7 @@ struct Moment {
 
 const std::vector<Moment>& moments() {
   static const std::vector<Moment> all = {
-      {"start", "call=MPI_Allreduce nth=8"},
+      {"start", "call=MPI_Iallreduce nth=6"},
       {"step", "call=MPI_Isend nth=100"},
       {"save", "call=write path=/checkpoints/step-00000015 nth=2"},
   };

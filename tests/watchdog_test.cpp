@@ -9,6 +9,7 @@
 #include <map>
 
 #include "comm/last_words.h"
+#include "comm/mpi_check.h"
 #include "comm/mpi_collectives.h"
 #include "comm/verdict.h"
 #include "comm/world.h"
@@ -67,6 +68,28 @@ TEST(Verdict, NamesTheFirstSuspect) {
   EXPECT_EQ(suspect_of(views), 2) << "who stands still is waited for, wherever";
   views[0].is_still = true;
   EXPECT_EQ(suspect_of(views), 0);
+}
+
+TEST(Verdict, TellsWhoIsStuckInACallFromWhoWaitsInIt) {
+  std::vector<RankView> views = {in_call(0, 8, 9.0), in_call(1, 8, 9.0), in_call(2, 8, 6.0)};
+  views[2].is_stuck = true;
+  EXPECT_EQ(suspect_of(views), 2);
+  const std::string text = verdict_text(*judge(views), views, {}, "");
+  EXPECT_NE(text.find("rank 2 on an unknown host: the main thread is stuck, no progress for 6 s in "
+                      "step 7, in collective 8 (all-reduce of 100 elements), ranks 0, 1 wait in "
+                      "collective 8 ("),
+            std::string::npos)
+      << text;
+  views[1].stamp.number = 7;
+  EXPECT_EQ(suspect_of(views), 2) << "1 waits, for whomever";
+  views[2].silent = 4.0;
+  EXPECT_EQ(suspect_of(views), 1) << "2 may have just come";
+  views[0].is_still = true;
+  EXPECT_EQ(suspect_of(views), 0);
+  for (RankView& view : views) view = in_call(view.rank, 8, 6.0), view.is_stuck = true;
+  EXPECT_EQ(suspect_of(views), 0) << "all alike";
+  views[0].stamp.number = 9;
+  EXPECT_EQ(suspect_of(views), 1);
 }
 
 TEST(Verdict, NamesWhoMadeAnotherCall) {
@@ -152,6 +175,17 @@ TEST(Watchdog, NumbersCalls) {
   EXPECT_EQ(slot.state, RankSlot::here);
 }
 
+TEST(Watchdog, CountsHowOftenItsRankLooksForOthers) {
+  Watchdog watchdog(0, 0, "this");
+  const auto board = std::make_shared<Board>("", 1);
+  watchdog.join(board, {0, 0, 0, 1, {}});
+  const Watchdog::InCall call(watchdog, CallKind::barrier);
+  const int64_t n_polls = board->slot(0).n_polls, n_signs = board->slot(0).n_signs;
+  for (int i = 0; i < 3; ++i) watchdog.waits();
+  EXPECT_EQ(board->slot(0).n_polls, n_polls + 3);
+  EXPECT_EQ(board->slot(0).n_signs, n_signs) << "to wait is no progress";
+}
+
 TEST(Watchdog, LastWordsAreBounded) {
   const auto done = std::make_shared<std::atomic<int>>(0);
   const auto begin = std::chrono::steady_clock::now();
@@ -170,6 +204,8 @@ TEST(Watchdog, OneOfThoseWhoClaimAFileGetsIt) {
 
 // ---- ranks that hang ----
 
+bool sleeps_before_sending = false, sleeps_before_agreeing = false;
+
 // What a rank does after all have met; with T s, in a run directory.
 using Role = void (*)(const World& world, const std::string& dir);
 
@@ -184,6 +220,19 @@ const std::map<std::string, Role> kRoles = {
        world.watchdog().enter(RunPhase::step, 17);
        if (world.rank() == 2) sleep_ms(60000);
        wait_for_all(world);
+     }},
+    {"sleeps in a call",
+     [](const World& world, const std::string&) {
+       world.watchdog().enter(RunPhase::step, 17);
+       wait_for_all(world);
+       sleeps_before_sending = world.rank() == 2;
+       wait_for_all(world);
+     }},
+    {"sleeps in an agreement",
+     [](const World& world, const std::string&) {
+       world.together([] {});
+       sleeps_before_agreeing = world.rank() == 1;
+       world.together([] {});
      }},
     {"stops",
      [](const World& world, const std::string&) {
@@ -211,9 +260,9 @@ const std::map<std::string, Role> kRoles = {
      }},
     {"is slow",
      [](const World& world, const std::string&) {
-       for (int step = 1; step <= 3; ++step) {
+       for (int step = 1; step <= 2; ++step) {
          world.watchdog().enter(RunPhase::step, step);
-         if (world.rank() == 1) sleep_ms(2000);
+         if (world.rank() == 1) sleep_ms(4000);
          wait_for_all(world);
        }
      }},
@@ -292,6 +341,16 @@ TEST(Hang, ARankThatSkipsACall) {
             std::string::npos);
 }
 
+TEST(Hang, ARankThatSleepsInACall) {
+  const TempDir dir;
+  expect_hang(start("sleeps in a call", 2, dir.str()).wait(), kStart + 2 + kOver,
+              {"rank 2 on ", "the main thread is stuck", "in step 17, in collective ",
+               "(all-reduce of 5,000 elements), ranks 0, 1, 3 wait in collective "},
+              dir.str(), {0, 1, 2, 3});
+  expect_hang(start("sleeps in an agreement", 2, "").wait(), kStart + 2 + kOver,
+              {"rank 1 on ", "the main thread is stuck", "ranks 0, 2, 3 wait in collective "});
+}
+
 TEST(Hang, AStoppedRank) {
   const TempDir dir;
   expect_hang(start("stops", 2, dir.str()).wait(), kStart + 2 + kOver,
@@ -351,12 +410,19 @@ TEST(Hang, OnSeveralNodesASleepingRank) {
               {"rank 2 on ", "step 17, after", "ranks 0, 1, 3 wait in"}, dir.str(), {0, 1, 2, 3});
 }
 
+TEST(Hang, OnSeveralNodesARankThatSleepsInACall) {
+  const TempDir dir;
+  expect_hang(start("sleeps in a call", 4, dir.str(), 2).wait(), kStart + 4 + kOver,
+              {"rank 2 on ", "the main thread is stuck", "ranks 0, 1, 3 wait in"}, dir.str(),
+              {0, 1, 2, 3});
+}
+
 TEST(Hang, OnSeveralNodesWithoutADirectory) {
   expect_said(start("skips a call", 2, "", 2).wait(), "rank 2 on ", 2);
 }
 
 TEST(Hang, SlowIsAMatterOfTheTimeout) {
-  expect_hang(start("is slow", 1, "").wait(), kStart + 1 + kOver, {"rank 1 on ", "in step 1"});
+  expect_hang(start("is slow", 2, "").wait(), kStart + 2 + kOver, {"rank 1 on ", "in step 1"});
   const Outcome patient = start("is slow", 10, "").wait();
   EXPECT_EQ(patient.exit_code, 0) << patient.text();
 }
@@ -392,6 +458,18 @@ TEST(NoHang, ASuspendedJobGoesOn) {
 
 }  // namespace
 }  // namespace utrain
+
+// In the place of MPI's own, which are PMPI_*.
+extern "C" int MPI_Isend(const void* data, int n, MPI_Datatype type, int to, int tag, MPI_Comm comm,
+                         MPI_Request* request) {
+  if (utrain::sleeps_before_sending) utrain::sleep_ms(60000);
+  return PMPI_Isend(data, n, type, to, tag, comm, request);
+}
+extern "C" int MPI_Iallreduce(const void* from, void* to, int n, MPI_Datatype type, MPI_Op op,
+                              MPI_Comm comm, MPI_Request* request) {
+  if (utrain::sleeps_before_agreeing) utrain::sleep_ms(60000);
+  return PMPI_Iallreduce(from, to, n, type, op, comm, request);
+}
 
 int main(int argc, char** argv) {
   if (std::getenv(utrain::kRole) != nullptr) return utrain::run_rank(argc, argv);

@@ -21,6 +21,7 @@ struct alignas(64) RankSlot {
   Word state, rank;  // of the world
   Word n_signs;      // of progress so far
   Word n_beats;      // of its watchdog thread
+  Word n_polls;      // of its main thread, for what other ranks send
   Word limit_ms;     // without progress
   Word phase, step, number, kind, n_elem, inside;
   Word has_spoken;  // its last words are written

@@ -1,7 +1,10 @@
 // A communicator of MPI with its owner: ends with it, unless it is MPI_COMM_WORLD. Included by
 // src/comm/*.cpp only, as mpi_check.h. What is split from a communicator has its error handler.
-// Whoever calls MPI on it so that it waits for other ranks is InCall of its watchdog meanwhile.
+// Whoever calls MPI on it so that it waits for other ranks is InCall of its watchdog meanwhile, and
+// waits by polling: blocked inside MPI, a rank that waits looks like one that is stuck.
 #pragma once
+
+#include <span>
 
 #include "comm/mpi_check.h"
 #include "comm/rank_group.h"
@@ -26,6 +29,18 @@ struct RankGroup::Communicator {
 
 inline MPI_Comm comm_of(const RankGroup& group) {
   return group.communicator().comm;
+}
+
+inline void wait_for(Watchdog& watchdog, std::span<MPI_Request> requests) {
+  for (int done = 0;; watchdog.waits()) {
+    MPI_CHECK(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done,
+                          MPI_STATUSES_IGNORE));
+    if (done != 0) return;
+  }
+}
+
+inline void wait_for(Watchdog& watchdog, MPI_Request request) {
+  wait_for(watchdog, std::span(&request, 1));
 }
 
 }  // namespace utrain

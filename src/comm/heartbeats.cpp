@@ -22,7 +22,7 @@ constexpr int64_t kMagic = 0x7561727431626565;
 struct Beat {
   int64_t check;  // of the other words
   int64_t n_beats, step, number, n_elem, silent_ms, limit_ms;
-  int16_t phase, kind, inside, has_left;
+  int16_t phase, kind, inside, has_left;  // inside: 1 = in a call, 2 = and stuck there
 
   int64_t sum() const {
     int64_t sum = kMagic;
@@ -68,6 +68,7 @@ struct Heartbeats::State {
   std::condition_variable changed;
   bool ends = false, has_ended = false, watches = false;
   double silent = 0.0;
+  bool is_stuck = false;
   struct Known {
     Beat beat;
     Clock::time_point changed;
@@ -75,7 +76,7 @@ struct Heartbeats::State {
   std::map<int, Known> known;
   Clock::time_point watched_from, read_last;
 
-  Beat own_beat(double silent_seconds, bool has_left) const {
+  Beat own_beat(double silent_seconds, bool stuck, bool has_left) const {
     const RankSlot& slot = board->slot(own_slot);
     const Stamp s = slot.stamp();
     Beat beat = {};
@@ -87,7 +88,7 @@ struct Heartbeats::State {
     beat.step = s.step;
     beat.phase = static_cast<int16_t>(s.phase);
     beat.kind = static_cast<int16_t>(s.kind);
-    beat.inside = s.inside ? 1 : 0;
+    beat.inside = !s.inside ? 0 : stuck ? 2 : 1;
     beat.has_left = has_left ? 1 : 0;
     beat.check = beat.sum();
     return beat;
@@ -102,7 +103,7 @@ Heartbeats::Heartbeats(const std::string& run_dir, std::shared_ptr<Board> board,
   state_->own_slot = own_slot;
   state_->rank = rank;
   state_->others = std::move(others);
-  write_beat(path_of(run_dir, rank), state_->own_beat(0.0, false));
+  write_beat(path_of(run_dir, rank), state_->own_beat(0.0, false, false));
   quiet_thread([state = state_] { run(state); }).detach();
 }
 
@@ -113,9 +114,10 @@ Heartbeats::~Heartbeats() {
   state_->changed.wait_for(lock, std::chrono::seconds(1), [&] { return state_->has_ended; });
 }
 
-void Heartbeats::set_silent(double seconds) {
+void Heartbeats::set_silent(double seconds, bool is_stuck) {
   const std::lock_guard lock(state_->mutex);
   state_->silent = seconds;
+  state_->is_stuck = is_stuck;
 }
 
 void Heartbeats::watch(bool on) {
@@ -144,7 +146,7 @@ std::vector<RankView> Heartbeats::views() const {
     const Stamp stamp{static_cast<RunPhase>(b.phase), b.step,   b.number,
                       static_cast<CallKind>(b.kind),  b.n_elem, b.inside != 0};
     views.push_back({rank, stamp, 1e-3 * static_cast<double>(b.limit_ms),
-                     1e-3 * static_cast<double>(b.silent_ms) + unchanged, unchanged, is_still});
+                     1e-3 * static_cast<double>(b.silent_ms) + unchanged, unchanged, is_still, b.inside == 2});
   }
   return views;
 }
@@ -161,11 +163,11 @@ void Heartbeats::run(std::shared_ptr<State> state) {
   std::unique_lock lock(s.mutex);
   while (!s.ends) {
     const double silent = s.silent;
-    const bool watches = s.watches;
+    const bool watches = s.watches, is_stuck = s.is_stuck;
     lock.unlock();
     if (Clock::now() >= next_write) {
       next_write = Clock::now() + kWritePeriod;
-      write_beat(own_path, s.own_beat(silent, false));
+      write_beat(own_path, s.own_beat(silent, is_stuck, false));
     }
     std::map<int, Beat> beats;
     if (watches) {
@@ -188,7 +190,7 @@ void Heartbeats::run(std::shared_ptr<State> state) {
     s.changed.wait_until(lock, next, [&] { return s.ends || s.watches != watches; });
   }
   lock.unlock();
-  write_beat(own_path, s.own_beat(0.0, true));
+  write_beat(own_path, s.own_beat(0.0, false, true));
   lock.lock();
   s.has_ended = true;
   s.changed.notify_all();

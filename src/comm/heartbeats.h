@@ -28,8 +28,8 @@ class Heartbeats {
   Heartbeats(const Heartbeats&) = delete;
   Heartbeats& operator=(const Heartbeats&) = delete;
 
-  // As this rank has been silent for so long, for its file.
-  void set_silent(double seconds);
+  // For the file of this rank: it has been silent for so long; it is stuck in its call.
+  void set_silent(double seconds, bool is_stuck);
   // Whether to read. Starting again forgets what was known.
   void watch(bool on);
   // Of the ranks whose files there are. Empty until they have been watched for kStillAfter, and

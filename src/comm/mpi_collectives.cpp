@@ -17,7 +17,7 @@ constexpr int64_t kMaxWindowElems = int64_t{1} << 26;  // 16 bytes each: MPI cou
 // Messages under way. A failure is the end of the run, so nothing waits for the rest of them.
 class Messages {
  public:
-  explicit Messages(const RankGroup& group) : comm_(comm_of(group)) {}
+  explicit Messages(const RankGroup& group) : comm_(comm_of(group)), watchdog_(group.watchdog()) {}
 
   void receive(void* to, int64_t bytes, int from, int tag) {
     if (bytes == 0) return;
@@ -30,13 +30,13 @@ class Messages {
     MPI_CHECK(MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, to, tag, comm_, &request));
   }
   void wait() {
-    MPI_CHECK(
-        MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE));
+    wait_for(watchdog_, requests_);
     requests_.clear();
   }
 
  private:
   MPI_Comm comm_;
+  Watchdog& watchdog_;
   std::vector<MPI_Request> requests_;
 };
 
@@ -117,8 +117,10 @@ void MpiCollectives::broadcast(const Tensor& x, int root) {
   const Tensor whole = flat(x, n);
   for (int64_t begin = 0; begin < n; begin += kMaxWindowElems) {
     const Tensor part = whole.columns(begin, std::min(n - begin, kMaxWindowElems));
-    MPI_CHECK(MPI_Bcast(part.data, static_cast<int>(part.cols * size_of(x.dtype)), MPI_BYTE, root,
-                        comm_of(group_)));
+    MPI_Request request = MPI_REQUEST_NULL;
+    MPI_CHECK(MPI_Ibcast(part.data, static_cast<int>(part.cols * size_of(x.dtype)), MPI_BYTE, root,
+                         comm_of(group_), &request));
+    wait_for(group_.watchdog(), request);
   }
 }
 
@@ -126,7 +128,10 @@ double MpiCollectives::all_reduce_sum(double x) {
   ++number_;
   const Watchdog::InCall call(group_.watchdog(), CallKind::scalar);
   std::vector<double> values(static_cast<size_t>(size_));
-  MPI_CHECK(MPI_Allgather(&x, 1, MPI_DOUBLE, values.data(), 1, MPI_DOUBLE, comm_of(group_)));
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPI_CHECK(MPI_Iallgather(&x, 1, MPI_DOUBLE, values.data(), 1, MPI_DOUBLE, comm_of(group_),
+                           &request));
+  wait_for(group_.watchdog(), request);
   double sum = values[0];
   for (size_t r = 1; r < values.size(); ++r) sum += values[r];
   return sum;
@@ -136,14 +141,18 @@ int64_t MpiCollectives::all_reduce_max(int64_t x) {
   ++number_;
   const Watchdog::InCall call(group_.watchdog(), CallKind::scalar);
   int64_t largest = x;
-  MPI_CHECK(MPI_Allreduce(&x, &largest, 1, MPI_INT64_T, MPI_MAX, comm_of(group_)));
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPI_CHECK(MPI_Iallreduce(&x, &largest, 1, MPI_INT64_T, MPI_MAX, comm_of(group_), &request));
+  wait_for(group_.watchdog(), request);
   return largest;
 }
 
 void MpiCollectives::barrier() {
   ++number_;
   const Watchdog::InCall call(group_.watchdog(), CallKind::barrier);
-  MPI_CHECK(MPI_Barrier(comm_of(group_)));
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPI_CHECK(MPI_Ibarrier(comm_of(group_), &request));
+  wait_for(group_.watchdog(), request);
 }
 
 void MpiCollectives::sum_slice(const Tensor& shard, const Tensor& x) {

@@ -25,11 +25,14 @@ Watchdog& RankGroup::watchdog() const {
 std::string RankGroup::broadcast(std::string text, int root) const {
   const Watchdog::InCall call(watchdog(), CallKind::broadcast);
   int64_t n = std::ssize(text);
-  MPI_CHECK(MPI_Bcast(&n, 1, MPI_INT64_T, root, comm_of(*this)));
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPI_CHECK(MPI_Ibcast(&n, 1, MPI_INT64_T, root, comm_of(*this), &request));
+  wait_for(watchdog(), request);
   text.resize(static_cast<size_t>(n));
   for (int64_t begin = 0; begin < n; begin += kMaxMessageBytes) {
     const auto bytes = static_cast<int>(std::min(n - begin, kMaxMessageBytes));
-    MPI_CHECK(MPI_Bcast(text.data() + begin, bytes, MPI_BYTE, root, comm_of(*this)));
+    MPI_CHECK(MPI_Ibcast(text.data() + begin, bytes, MPI_BYTE, root, comm_of(*this), &request));
+    wait_for(watchdog(), request);
   }
   return text;
 }

@@ -23,7 +23,8 @@ enum class CallKind : int64_t {
   scalar,
   barrier,
   agree,
-  finalize,
+  leave,
+  finalize,  // MPI itself waits
 };
 
 constexpr std::string_view name_of(RunPhase phase) {
@@ -48,6 +49,7 @@ constexpr std::string_view name_of(CallKind kind) {
     case CallKind::scalar: return "sum of a scalar";
     case CallKind::barrier: return "barrier";
     case CallKind::agree: return "agreement";
+    case CallKind::leave:
     case CallKind::finalize: return "end of MPI";
   }
   return "?";
@@ -61,6 +63,11 @@ struct Stamp {
   int64_t n_elem = 0;   // 0 = not told
   bool inside = false;  // the call has not returned
 };
+
+// Whether a main thread that waits in the call polls meanwhile.
+constexpr bool is_polled(const Stamp& s) {
+  return s.inside && s.kind != CallKind::finalize;
+}
 
 // 4,194,304
 inline std::string with_commas(int64_t n) {

@@ -49,18 +49,19 @@ std::optional<Verdict> judge(const std::vector<RankView>& views) {
     return a.stamp.number < b.stamp.number;
   };
   const int64_t lowest = std::min_element(views.begin(), views.end(), by_number)->stamp.number;
-  std::vector<size_t> behind, suspects;
+  std::vector<size_t> behind, suspects, busy;
   bool all_behind = true, one = false;
   for (size_t i = 0; i < views.size(); ++i) {
     const RankView& v = views[i];
     const bool is_behind = v.stamp.number == lowest, too_long = v.silent >= v.limit;
     if (is_behind) behind.push_back(i);
     if (v.is_still) suspects.push_back(i);
+    if (!v.waits() && too_long) busy.push_back(i);
     all_behind &= !is_behind || too_long;
     one |= (is_behind && !v.stamp.inside && too_long) || (v.is_still && v.still >= v.limit);
   }
   if (!all_behind && !one) return std::nullopt;
-  if (suspects.empty() && one) suspects = behind;
+  if (suspects.empty()) suspects = busy;
   if (suspects.empty()) {
     const std::vector<size_t> ahead = ahead_without_others(views, behind);
     if (!ahead.empty()) return Verdict{ahead.front(), true};
@@ -74,7 +75,7 @@ std::optional<Verdict> judge(const std::vector<RankView>& views) {
   };
   const auto order = [&](size_t i) {
     const RankView& v = views[i];
-    return std::tuple(v.stamp.number, v.stamp.inside, !differs(i), -v.silent, v.rank);
+    return std::tuple(v.stamp.number, v.waits(), v.stamp.inside, !differs(i), -v.silent, v.rank);
   };
   const size_t suspect = *std::min_element(suspects.begin(), suspects.end(),
                                            [&](size_t a, size_t b) { return order(a) < order(b); });
@@ -87,12 +88,14 @@ std::string verdict_text(const Verdict& verdict, const std::vector<RankView>& vi
   const auto of = static_cast<size_t>(suspect.rank);
   std::string text = fmt::format("rank {} on {}: {}no progress for {:.0f} s in {}", suspect.rank,
                                  of < places.size() ? places[of] : "an unknown host",
-                                 suspect.is_still ? "the process stands still, " : "",
+                                 suspect.is_still   ? "the process stands still, "
+                                 : suspect.is_stuck ? "the main thread is stuck, "
+                                                    : "",
                                  suspect.silent, place_text(suspect.stamp));
   std::vector<int> waiting;
   const RankView* example = nullptr;
   for (const RankView& v : views) {
-    if (v.rank == suspect.rank || !v.stamp.inside) continue;
+    if (v.rank == suspect.rank || !v.waits()) continue;
     if (example == nullptr) example = &v;
     if (same_call(v.stamp, example->stamp) && v.stamp.number == example->stamp.number)
       waiting.push_back(v.rank);

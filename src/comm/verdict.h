@@ -19,7 +19,11 @@ struct RankView {
   double limit = 0.0;     // s without progress
   double silent = 0.0;    // s since it showed progress
   double still = 0.0;     // s since its watchdog thread did
-  bool is_still = false;  // for longer than any busy machine explains: stopped, or its node is gone
+  // For longer than any busy machine explains:
+  bool is_still = false;  // it is stopped, or its node is gone
+  bool is_stuck = false;  // it lives, is inside of a call, and does not look for what others send
+
+  bool waits() const { return stamp.inside && !is_stuck; }
 };
 
 struct Verdict {
@@ -27,9 +31,10 @@ struct Verdict {
   bool differs = false;  // it made another call than most
 };
 
-// Suspects: first who stands still, then those behind; of these who has not entered the call, then
-// who made another one than most, then who has been silent longest, then the lowest rank. Where all
-// of them wait, rather the few who are ahead of a call that nobody can have left.
+// Suspects: first who stands still, then who does not wait for others and shows no progress all the
+// same, outside of calls or stuck in one, then those behind; of these who is furthest behind, then
+// who made another call than most, then who has been silent longest, then the lowest rank. Where all
+// wait, rather the few who are ahead of a call that nobody can have left.
 std::optional<Verdict> judge(const std::vector<RankView>& views);
 
 // One line, without prefix. places [ranks]: "HOST (GPU 0, NAME)"; crash_dir "" = no files.

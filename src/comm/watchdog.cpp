@@ -71,8 +71,8 @@ class Watchdog::Watcher {
  private:
   // What was last seen of a slot, and for how long it has been the same.
   struct Seen {
-    int64_t n_signs = -1, n_beats = -1;
-    double silent = 0.0, still = 0.0;
+    int64_t n_signs = -1, n_beats = -1, n_polls = -1;
+    double silent = 0.0, still = 0.0, unpolled = 0.0;
   };
 
   void run() {
@@ -107,7 +107,7 @@ class Watchdog::Watcher {
     int64_t nobody = 0;
     const bool is_first = board_->giver_up().compare_exchange_strong(nobody, 1 + place_.local_rank);
     const RankView& suspect = views[verdict->suspect];
-    is_weak_ = suspect.stamp.inside && !suspect.is_still;
+    is_weak_ = suspect.waits() && !suspect.is_still;
     give_up(is_first ? text_of(*verdict, views) : "");
   }
 
@@ -138,13 +138,19 @@ class Watchdog::Watcher {
       };
       age(seen.n_signs, slot.n_signs.load(kRelaxed), seen.silent);
       age(seen.n_beats, slot.n_beats.load(kRelaxed), seen.still);
+      age(seen.n_polls, slot.n_polls.load(kRelaxed), seen.unpolled);
       const double limit =
           to_seconds(state == RankSlot::here ? slot.limit_ms.load(kRelaxed) : own_limit);
-      const bool is_still = seen.still > std::clamp(limit / 2.0, 0.5, 5.0);
+      const double too_long = std::clamp(limit / 2.0, 0.5, 5.0);
+      const bool is_still = seen.still > too_long;
+      const Stamp stamp = slot.stamp();
+      const bool is_stuck =
+          is_polled(stamp) && std::min(seen.unpolled, seen.silent) > too_long;
+      if (i == place_.local_rank) is_stuck_ = is_stuck;
       // On several nodes the first rank that moves judges for its node.
       if (heartbeats_ && i < place_.local_rank && !is_still) may_judge_ = false;
-      views.push_back({static_cast<int>(slot.rank.load()), slot.stamp(), limit, seen.silent,
-                       seen.still, is_still});
+      views.push_back({static_cast<int>(slot.rank.load()), stamp, limit, seen.silent, seen.still,
+                       is_still, is_stuck});
     }
     return views;
   }
@@ -152,7 +158,7 @@ class Watchdog::Watcher {
   // Other nodes are looked at when this one alone would soon be given up.
   void add_other_nodes(std::vector<RankView>& views) {
     const double own = seen_[static_cast<size_t>(place_.local_rank)].silent;
-    heartbeats_->set_silent(own);
+    heartbeats_->set_silent(own, is_stuck_);
     if (!may_judge_) return;
     double silent = 1e9, limit = 0.0;
     for (const RankView& v : views) {
@@ -256,6 +262,7 @@ class Watchdog::Watcher {
   double since_files_ = 0.0;
   int64_t bytes_moved_ = 0;  // when they were last a sign
   bool may_judge_ = true;
+  bool is_stuck_ = false;  // this rank, in a call
   bool is_weak_ = false;  // the suspect waits itself
   int n_verdicts_ = 0;    // in a row
   std::thread thread_;    // last: it begins with everything else there
@@ -315,6 +322,10 @@ void Watchdog::enter(RunPhase phase, int64_t step) {
 
 void Watchdog::progress() {
   slot_->n_signs.fetch_add(1, kRelaxed);
+}
+
+void Watchdog::waits() {
+  slot_->n_polls.fetch_add(1, kRelaxed);
 }
 
 void Watchdog::step_took(double seconds) {

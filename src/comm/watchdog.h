@@ -5,7 +5,7 @@
 // RUN/crash/rank-00002.txt.
 //   What is waited for is covered so: calls of MPI and NCCL, files, locks, GPU work and threads are
 // all waited for by the main thread, which shows no progress meanwhile. A call that waits for ranks
-// is an InCall; work that may be long shows progress() as it goes, and so does what is read and
+// is an InCall, and waits() as it polls; work that may be long shows progress() as it goes, and so does what is read and
 // written, a MB at a time, outside of steps. Time in which the whole process stood still (a
 // suspended job) does not count.
 #pragma once
@@ -46,6 +46,7 @@ class Watchdog {
 
   void enter(RunPhase phase, int64_t step = 0);
   void progress();  // from any thread
+  void waits();     // the main thread, each time it has looked in vain for what others send
   void step_took(double seconds);
 
   class InCall {

@@ -135,8 +135,11 @@ World::Session::Session(int* argc, char*** argv, Watchdog& of_rank)
 World::Session::~Session() {
   {
     // Who misses the others is ended here: mpirun 4.1 may not survive that in MPI_Finalize.
-    const Watchdog::InCall call(watchdog, CallKind::finalize);
-    MPI_Barrier(MPI_COMM_WORLD);
+    const Watchdog::InCall call(watchdog, CallKind::leave);
+    MPI_Request request = MPI_REQUEST_NULL;
+    MPI_Ibarrier(MPI_COMM_WORLD, &request);
+    for (int done = 0; MPI_Test(&request, &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && done == 0;)
+      watchdog.waits();
   }
   const Watchdog::InCall call(watchdog, CallKind::finalize);
   MPI_Finalize();
@@ -250,11 +253,14 @@ void World::throw_first(const std::optional<Error>& error, double seconds) const
     int rank;
   } const own{error ? seconds : kNever, rank_};
   auto all = own;
-  MPI_CHECK(MPI_Allreduce(&own, &all, 1, MPI_DOUBLE_INT, MPI_MINLOC, MPI_COMM_WORLD));
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPI_CHECK(MPI_Iallreduce(&own, &all, 1, MPI_DOUBLE_INT, MPI_MINLOC, MPI_COMM_WORLD, &request));
+  wait_for(*watchdog_, request);
   if (all.seconds == kNever) return;
   const int first = all.rank;
   int code = error ? static_cast<int>(error->code()) : 0;
-  MPI_CHECK(MPI_Bcast(&code, 1, MPI_INT, first, MPI_COMM_WORLD));
+  MPI_CHECK(MPI_Ibcast(&code, 1, MPI_INT, first, MPI_COMM_WORLD, &request));
+  wait_for(*watchdog_, request);
   throw SharedError(static_cast<ExitCode>(code),
                     all_ranks_->broadcast(error ? error->what() : "", first));
 }
@@ -284,7 +290,10 @@ std::vector<std::string> World::gather_text(const std::string& text) const {
   const auto ranks = static_cast<size_t>(size_);
   const int64_t own = std::ssize(text);
   std::vector<int64_t> sizes(ranks);
-  MPI_CHECK(MPI_Allgather(&own, 1, MPI_INT64_T, sizes.data(), 1, MPI_INT64_T, MPI_COMM_WORLD));
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPI_CHECK(MPI_Iallgather(&own, 1, MPI_INT64_T, sizes.data(), 1, MPI_INT64_T, MPI_COMM_WORLD,
+                           &request));
+  wait_for(*watchdog_, request);
   const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
   ASSERT(total <= kMaxMessageBytes);
 
@@ -292,8 +301,9 @@ std::vector<std::string> World::gather_text(const std::string& text) const {
   std::vector<int> begins(ranks);
   std::exclusive_scan(counts.begin(), counts.end(), begins.begin(), 0);
   std::string all(static_cast<size_t>(total), '\0');
-  MPI_CHECK(MPI_Allgatherv(text.data(), static_cast<int>(own), MPI_BYTE, all.data(), counts.data(),
-                           begins.data(), MPI_BYTE, MPI_COMM_WORLD));
+  MPI_CHECK(MPI_Iallgatherv(text.data(), static_cast<int>(own), MPI_BYTE, all.data(), counts.data(),
+                            begins.data(), MPI_BYTE, MPI_COMM_WORLD, &request));
+  wait_for(*watchdog_, request);
   std::vector<std::string> texts;
   for (size_t r = 0; r < ranks; ++r) {
     texts.push_back(all.substr(static_cast<size_t>(begins[r]), static_cast<size_t>(counts[r])));
@@ -304,21 +314,28 @@ std::vector<std::string> World::gather_text(const std::string& text) const {
 std::vector<double> World::gather(double value) const {
   const Watchdog::InCall call(*watchdog_, CallKind::all_gather);
   std::vector<double> values(static_cast<size_t>(size_));
-  MPI_CHECK(MPI_Allgather(&value, 1, MPI_DOUBLE, values.data(), 1, MPI_DOUBLE, MPI_COMM_WORLD));
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPI_CHECK(MPI_Iallgather(&value, 1, MPI_DOUBLE, values.data(), 1, MPI_DOUBLE, MPI_COMM_WORLD,
+                           &request));
+  wait_for(*watchdog_, request);
   return values;
 }
 
 std::vector<int64_t> World::max(std::vector<int64_t> values) const {
   if (size_ == 1) return values;
   const Watchdog::InCall call(*watchdog_, CallKind::agree);
-  MPI_CHECK(MPI_Allreduce(MPI_IN_PLACE, values.data(), static_cast<int>(values.size()), MPI_INT64_T,
-                          MPI_MAX, MPI_COMM_WORLD));
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPI_CHECK(MPI_Iallreduce(MPI_IN_PLACE, values.data(), static_cast<int>(values.size()),
+                           MPI_INT64_T, MPI_MAX, MPI_COMM_WORLD, &request));
+  wait_for(*watchdog_, request);
   return values;
 }
 
 void World::barrier() const {
   const Watchdog::InCall call(*watchdog_, CallKind::barrier);
-  MPI_CHECK(MPI_Barrier(MPI_COMM_WORLD));
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPI_CHECK(MPI_Ibarrier(MPI_COMM_WORLD, &request));
+  wait_for(*watchdog_, request);
 }
 
 void World::abort(int code) const {

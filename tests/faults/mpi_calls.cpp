@@ -54,4 +54,22 @@ int MPI_Allgather(const void* from, int n, MPI_Datatype type, void* to, int m, M
   return mpi("MPI_Allgather", [&] { return PMPI_Allgather(from, n, type, to, m, to_type, comm); });
 }
 
+int MPI_Ibarrier(MPI_Comm comm, MPI_Request* request) {
+  return mpi("MPI_Ibarrier", [&] { return PMPI_Ibarrier(comm, request); });
+}
+int MPI_Ibcast(void* data, int n, MPI_Datatype type, int root, MPI_Comm comm,
+               MPI_Request* request) {
+  return mpi("MPI_Ibcast", [&] { return PMPI_Ibcast(data, n, type, root, comm, request); });
+}
+int MPI_Iallreduce(const void* from, void* to, int n, MPI_Datatype type, MPI_Op op, MPI_Comm comm,
+                   MPI_Request* request) {
+  return mpi("MPI_Iallreduce",
+             [&] { return PMPI_Iallreduce(from, to, n, type, op, comm, request); });
+}
+int MPI_Iallgather(const void* from, int n, MPI_Datatype type, void* to, int m,
+                   MPI_Datatype to_type, MPI_Comm comm, MPI_Request* request) {
+  return mpi("MPI_Iallgather",
+             [&] { return PMPI_Iallgather(from, n, type, to, m, to_type, comm, request); });
+}
+
 }  // extern "C"
