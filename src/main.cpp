@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "app/commands.h"
+#include "app/stop.h"
 
 namespace {
 
@@ -87,12 +88,14 @@ int run(const utrain::CommandLine& command_line, const std::string& usage,
 }  // namespace
 
 int main(int argc, char** argv) {
+  utrain::StopSignals signals;
   std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is a failed write: told, with exit code 74
   try {
     utrain::CommandLine command_line;
     std::string usage;
     try {
       command_line = utrain::parse_command_line(argc, argv);
+      if (!utrain::trains(command_line)) signals.give_back();
       if (utrain::is_without_ranks(command_line)) {
         const std::string text = utrain::text_without_ranks(command_line);
         if (is_first_process()) fmt::print("{}", text);
@@ -101,6 +104,7 @@ int main(int argc, char** argv) {
       }
     } catch (const Error& e) {
       if (e.code() == ExitCode::io) throw;
+      signals.give_back();
       usage = e.what();  // told once MPI runs: from one rank, without the launcher's alarm
     }
     const std::vector<std::string> arguments(argv + 1, argv + argc);

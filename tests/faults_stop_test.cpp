@@ -57,6 +57,29 @@ TEST(Stopped, ByASignalToOneRank) {
   }
 }
 
+// Slurm may send its warning while the job still starts: the run leaves as soon as it could begin.
+TEST(Stopped, BeforeMpiRuns) {
+  FaultRun run;
+  for (const int signal : {SIGUSR1, SIGTERM}) {
+    SCOPED_TRACE(signal);
+    run.clear();
+    const std::string fault = fmt::format("rank=2 call=MPI_Init_thread nth=1 do=signal:{}", signal);
+    auto launch = run.start(fault);
+    const Outcome outcome = launch->wait();
+    ASSERT_EQ(launch->struck().size(), 1u) << outcome.text();
+    EXPECT_EQ(outcome.exit_code, kStoppedEarly) << outcome.text();
+    EXPECT_EQ(run.last_step(), 0);
+    // What does not train has nothing to save.
+    for (const char* command : {"--check", "--plan", "--print-config", "--dump=logits.safetensors"}) {
+      const Outcome over =
+          run.start(fmt::format("rank=0 call=MPI_Init_thread nth=1 do=signal:{}", signal), 1, {command})
+              ->wait();
+      EXPECT_EQ(over.exit_code, 128 + signal) << command << "\n" << over.text();
+    }
+  }
+  run.expect_finishes_as_if_nothing_was();
+}
+
 // Two signals further apart than launchers send one twice.
 TEST(Stopped, TwiceAtOnce) {
   Campaign campaign("F6 second signals");

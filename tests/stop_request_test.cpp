@@ -82,6 +82,30 @@ TEST(StopRequest, ASignalWhileLoadingIsAReasonAtTheFirstStep) {
   EXPECT_EQ(stop.reason(), "SIGUSR1");
 }
 
+TEST(StopRequest, ASignalBeforeItIsOneOfItsReasons) {
+  StopSignals early;
+  std::raise(SIGTERM);
+  {
+    StopRequest stop;
+    EXPECT_EQ(stop.reason(), "SIGTERM");
+  }
+  sleep_ms(10);
+  std::raise(SIGTERM);  // still taken
+}
+
+TEST(StopRequestDeathTest, SignalsGivenBackDoWhatTheyDo) {
+  const auto give_back = [](bool early, bool late) {
+    StopSignals signals;
+    if (early) std::raise(SIGUSR1);
+    signals.give_back();
+    if (late) std::raise(SIGUSR1);
+    _exit(0);
+  };
+  EXPECT_EXIT(give_back(true, false), testing::KilledBySignal(SIGUSR1), "");
+  EXPECT_EXIT(give_back(false, true), testing::KilledBySignal(SIGUSR1), "");
+  EXPECT_EXIT(give_back(false, false), testing::ExitedWithCode(0), "");
+}
+
 // In a process of its own: what it exits with.
 TEST(StopRequestDeathTest, ASecondSignalLeavesAtOnce) {
   for (const auto& [first, second] :
@@ -90,7 +114,7 @@ TEST(StopRequestDeathTest, ASecondSignalLeavesAtOnce) {
         {
           StopRequest stop;
           std::raise(first);
-          sleep_ms(2 * StopRequest::kSameSignal.count());
+          sleep_ms(2 * StopSignals::kSameSignal.count());
           std::raise(second);
           _exit(0);
         },

@@ -66,6 +66,10 @@ std::string text_without_ranks(const CommandLine& command_line) {
   }
 }
 
+bool trains(const CommandLine& command_line) {
+  return command_line.command == Command::train && command_line.dump.empty();
+}
+
 ExitCode run_command(const CommandLine& command_line, const World& world) {
   if (command_line.command == Command::print_config) {
     world.together([&] {

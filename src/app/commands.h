@@ -10,6 +10,9 @@ namespace utrain {
 bool is_without_ranks(const CommandLine& command_line);
 std::string text_without_ranks(const CommandLine& command_line);  // what they print
 
+// Whether a signal asks for a save: the other commands it ends.
+bool trains(const CommandLine& command_line);
+
 // Everything else, on all ranks together.
 ExitCode run_command(const CommandLine& command_line, const World& world);
 

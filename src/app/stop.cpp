@@ -28,7 +28,7 @@ void on_signal(int signal) {
   const int64_t ms = int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
   int64_t first = 0;
   if (first_signal.compare_exchange_strong(first, ms * kNumbers + signal)) return;
-  if (ms - first / kNumbers > StopRequest::kSameSignal.count()) _exit(128 + signal);
+  if (ms - first / kNumbers > StopSignals::kSameSignal.count()) _exit(128 + signal);
 }
 
 std::string_view name_of_signal(int64_t signal) {
@@ -55,8 +55,9 @@ std::optional<double> slurm_seconds_left() {
 
 }  // namespace
 
-StopRequest::StopRequest() {
-  first_signal = 0;
+StopSignals::StopSignals() {
+  sigaction(kSignals[0], nullptr, &before_[0]);
+  if (before_[0].sa_handler != on_signal) first_signal = 0;
   struct sigaction action = {};
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;  // reads and writes under way go on
@@ -64,8 +65,22 @@ StopRequest::StopRequest() {
   for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &before_[i]);
 }
 
-StopRequest::~StopRequest() {
+StopSignals::~StopSignals() {
+  restore();
+}
+
+void StopSignals::give_back() {
+  restore();
+  if (const int64_t first = first_signal; first != 0) raise(static_cast<int>(first % kNumbers));
+}
+
+void StopSignals::restore() {
+  if (!has_them_) return;
   for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &before_[i], nullptr);
+  has_them_ = false;
+}
+
+StopRequest::~StopRequest() {
   std::error_code ignored;
   if (found_file_) std::filesystem::remove(stop_file_, ignored);
 }

@@ -13,14 +13,36 @@
 
 namespace utrain {
 
-// Takes the signals while it lives, from before the first long wait: one that comes while the model
-// is loaded is a reason at the first step. One at a time in a process.
-class StopRequest {
+// Takes the signals while it lives. main has one from its first line on: what comes while MPI starts
+// or the model is loaded is a reason at the first step. A second one within its life takes nothing
+// from it.
+class StopSignals {
  public:
   static constexpr std::chrono::milliseconds kSameSignal{200};
+
+  StopSignals();
+  ~StopSignals();
+  StopSignals(const StopSignals&) = delete;
+  StopSignals& operator=(const StopSignals&) = delete;
+
+  // For work that has nothing to save: from here on, and if one has come already, signals do what
+  // they did before.
+  void give_back();
+
+ private:
+  static constexpr std::array<int, 3> kSignals = {SIGUSR1, SIGTERM, SIGINT};
+  void restore();
+
+  std::array<struct sigaction, kSignals.size()> before_;
+  bool has_them_ = true;
+};
+
+// One at a time in a process.
+class StopRequest {
+ public:
   static constexpr double kSlurmMargin = 300.0;  // s before the end of the job; less in short jobs
 
-  StopRequest();
+  StopRequest() = default;
   ~StopRequest();  // STOP is removed where it was a reason, so that it stops one run
   StopRequest(const StopRequest&) = delete;
   StopRequest& operator=(const StopRequest&) = delete;
@@ -36,11 +58,10 @@ class StopRequest {
 
  private:
   using Clock = std::chrono::steady_clock;
-  static constexpr std::array<int, 3> kSignals = {SIGUSR1, SIGTERM, SIGINT};
 
   std::string find_reason();
 
-  std::array<struct sigaction, kSignals.size()> before_;
+  StopSignals signals_;
   std::optional<Clock::time_point> time_limit_;
   std::string limit_text_;
   std::string stop_file_;  // "": this rank does not look
