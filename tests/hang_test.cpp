@@ -105,6 +105,21 @@ TEST(KilledRank, EndsTheJob) {
   }
 }
 
+// Whoever is killed, the launcher too: no memory stays behind, since it has no name.
+TEST(SharedMemory, HasNoFiles) {
+  const TempDir dir;
+  Launch launch(2, arguments(dir.str()));
+  wait_for_lines(launch, dir.str(), 2);
+  std::istringstream maps(read_bytes(fmt::format("/proc/{}/maps", launch.process_of(1))));
+  int n_shared = 0;
+  for (std::string line; std::getline(maps, line);) {
+    const bool is_file = line.find(" /dev/shm/") != std::string::npos;
+    n_shared += is_file || line.find("/SYSV") != std::string::npos ? 1 : 0;
+    EXPECT_TRUE(!is_file || line.ends_with("(deleted)")) << line;
+  }
+  EXPECT_GE(n_shared, 3);  // Open MPI's of each rank, and the watchdogs'
+}
+
 TEST(SlowRun, IsNoHang) {
   const TempDir dir;
   const Outcome run =

@@ -2,12 +2,17 @@
 
 #include <fcntl.h>
 #include <fmt/core.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
+#include <cstddef>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <system_error>
@@ -72,6 +77,24 @@ Claim claim_file(const std::string& path, const std::string& text) {
   write_all(file, text + "\n");
   close(file);
   return Claim::mine;
+}
+
+Claim claim_on_node(const std::string& what) {
+  const char* job = std::getenv("PMIX_NAMESPACE");
+  if (job == nullptr) return Claim::unknown;
+  // A name without a file: nothing is left behind.
+  const std::string name = fmt::format("utrain-{}-{}-{}", what, getuid(), job);
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  const size_t n = std::min(name.size(), sizeof address.sun_path - 1);
+  std::copy_n(name.data(), n, address.sun_path + 1);
+  const auto bytes = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + n);
+  const int held = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (held < 0) return Claim::unknown;
+  if (bind(held, reinterpret_cast<const sockaddr*>(&address), bytes) == 0) return Claim::mine;
+  const bool is_taken = errno == EADDRINUSE;
+  close(held);
+  return is_taken ? Claim::taken : Claim::unknown;
 }
 
 void write_crash_file(const std::string& path, const std::string& text) {

@@ -16,6 +16,9 @@ void write_error_line(const std::string& text);  // to file descriptor 2, in one
 enum class Claim { mine, taken, unknown };
 // Of those who ask for the same path, one gets it: the file is made, with the text in it.
 Claim claim_file(const std::string& path, const std::string& text);
+// As claim_file(), of the processes on this node that a launcher started together: it is held until
+// the process ends. unknown: no launcher names them.
+Claim claim_on_node(const std::string& what);
 void write_crash_file(const std::string& path, const std::string& text);
 
 }  // namespace utrain

@@ -181,9 +181,14 @@ class Watchdog::Watcher {
   }
 
   // text: what to say; "" = another rank says it. Does not return.
-  [[noreturn]] void give_up(const std::string& text) {
+  [[noreturn]] void give_up(std::string text) {
     std::string crash_dir, who;
     std::vector<std::function<void()>> tasks;
+    // Processes that do not know each other yet: the first of a node says it for all.
+    const Claim claim = has_joined_ || text.empty() ? Claim::mine : claim_on_node("hang");
+    if (claim == Claim::taken) text.clear();
+    if (claim == Claim::unknown)
+      std::this_thread::sleep_for(std::chrono::milliseconds(800) * std::min(place_.rank, 2));
     {
       const std::lock_guard lock(state_->mutex);
       crash_dir = state_->crash_dir;
@@ -192,9 +197,6 @@ class Watchdog::Watcher {
       for (const auto& [key, work] : state_->at_hang) tasks.push_back(work);
     }
     if (!text.empty()) {
-      // Processes that do not know each other yet: the first one to say it ends them all.
-      if (!has_joined_)
-        std::this_thread::sleep_for(std::chrono::milliseconds(800) * std::min(place_.rank, 2));
       tasks.push_back([text, crash_dir, place = place_, weak = is_weak_] {
         say(text, crash_dir, place, weak);
       });
@@ -218,6 +220,8 @@ class Watchdog::Watcher {
     // A launcher ends all ranks when the first one has gone.
     while (left() > 0.0 && !all_have_spoken(!crash_dir.empty()))
       std::this_thread::sleep_for(kPeriod / 10);
+    // Held until all others have asked as well.
+    if (!has_joined_) std::this_thread::sleep_for(std::chrono::duration<double>(kAfterTheFirst));
     // One goes, and the launcher ends the others: mpirun 4.1 does not always survive that all go at
     // once. They go by themselves where it does not.
     if (text.empty()) {

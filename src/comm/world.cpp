@@ -60,6 +60,12 @@ void probe_single_copy() {
   setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 0);
 }
 
+// Memory that ends with its last process: Open MPI's files in /dev/shm stay where the launcher is
+// killed. Where there is none of this kind, it takes files.
+void prefer_memory_without_files() {
+  setenv("OMPI_MCA_shmem_sysv_priority", "60", 0);  // of files: 50
+}
+
 // Tasks that Slurm started without PMIx are each a world of one and would all do the same work.
 // Under mpirun a world of one is meant, also inside a Slurm job.
 void check_launch(int size, bool under_mpirun) {
@@ -127,6 +133,7 @@ World::Session::Session(int* argc, char*** argv, Watchdog& of_rank)
     : watchdog(of_rank),
       under_mpirun(std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr) {  // before MPI_Init may set it
   probe_single_copy();
+  prefer_memory_without_files();
   int provided = 0;
   MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);  // a failure here ends the process
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
