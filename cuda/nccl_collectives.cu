@@ -242,6 +242,7 @@ class NcclCollectives : public Collectives {
       cudaGetLastError();  // "not ready" is no failure of the next launch
       lane_->check();
       if (Clock::now() > deadline_) fail_waiting();
+      if (watchdog_ != nullptr) watchdog_->waits();
       std::this_thread::yield();
     }
   }

@@ -70,9 +70,11 @@ TEST(Stopped, BeforeMpiRuns) {
     EXPECT_EQ(outcome.exit_code, kStoppedEarly) << outcome.text();
     EXPECT_EQ(run.last_step(), 0);
     // What does not train has nothing to save.
-    for (const char* command : {"--check", "--plan", "--print-config", "--dump=logits.safetensors"}) {
+    const std::string dump = "--dump=" + run.file("logits.safetensors");
+    for (const std::string& command : {std::string("--check"), std::string("--plan"), dump}) {
       const Outcome over =
-          run.start(fmt::format("rank=0 call=MPI_Init_thread nth=1 do=signal:{}", signal), 1, {command})
+          run.start(fmt::format("rank=0 call=MPI_Init_thread nth=1 do=signal:{}", signal), 1,
+                    {command})
               ->wait();
       EXPECT_EQ(over.exit_code, 128 + signal) << command << "\n" << over.text();
     }

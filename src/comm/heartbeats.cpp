@@ -146,7 +146,8 @@ std::vector<RankView> Heartbeats::views() const {
     const Stamp stamp{static_cast<RunPhase>(b.phase), b.step,   b.number,
                       static_cast<CallKind>(b.kind),  b.n_elem, b.inside != 0};
     views.push_back({rank, stamp, 1e-3 * static_cast<double>(b.limit_ms),
-                     1e-3 * static_cast<double>(b.silent_ms) + unchanged, unchanged, is_still, b.inside == 2});
+                     1e-3 * static_cast<double>(b.silent_ms) + unchanged, unchanged, is_still,
+                     b.inside == 2});
   }
   return views;
 }

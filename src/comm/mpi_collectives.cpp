@@ -129,8 +129,8 @@ double MpiCollectives::all_reduce_sum(double x) {
   const Watchdog::InCall call(group_.watchdog(), CallKind::scalar);
   std::vector<double> values(static_cast<size_t>(size_));
   MPI_Request request = MPI_REQUEST_NULL;
-  MPI_CHECK(MPI_Iallgather(&x, 1, MPI_DOUBLE, values.data(), 1, MPI_DOUBLE, comm_of(group_),
-                           &request));
+  MPI_CHECK(
+      MPI_Iallgather(&x, 1, MPI_DOUBLE, values.data(), 1, MPI_DOUBLE, comm_of(group_), &request));
   wait_for(group_.watchdog(), request);
   double sum = values[0];
   for (size_t r = 1; r < values.size(); ++r) sum += values[r];

@@ -49,19 +49,19 @@ std::optional<Verdict> judge(const std::vector<RankView>& views) {
     return a.stamp.number < b.stamp.number;
   };
   const int64_t lowest = std::min_element(views.begin(), views.end(), by_number)->stamp.number;
-  std::vector<size_t> behind, suspects, busy;
+  std::vector<size_t> behind, suspects, stuck;
   bool all_behind = true, one = false;
   for (size_t i = 0; i < views.size(); ++i) {
     const RankView& v = views[i];
     const bool is_behind = v.stamp.number == lowest, too_long = v.silent >= v.limit;
     if (is_behind) behind.push_back(i);
     if (v.is_still) suspects.push_back(i);
-    if (!v.waits() && too_long) busy.push_back(i);
+    if (too_long && (v.is_stuck || (is_behind && !v.stamp.inside))) stuck.push_back(i);
     all_behind &= !is_behind || too_long;
     one |= (is_behind && !v.stamp.inside && too_long) || (v.is_still && v.still >= v.limit);
   }
   if (!all_behind && !one) return std::nullopt;
-  if (suspects.empty()) suspects = busy;
+  if (suspects.empty()) suspects = stuck;
   if (suspects.empty()) {
     const std::vector<size_t> ahead = ahead_without_others(views, behind);
     if (!ahead.empty()) return Verdict{ahead.front(), true};

@@ -16,9 +16,9 @@ namespace utrain {
 struct RankView {
   int rank = 0;
   Stamp stamp;
-  double limit = 0.0;     // s without progress
-  double silent = 0.0;    // s since it showed progress
-  double still = 0.0;     // s since its watchdog thread did
+  double limit = 0.0;   // s without progress
+  double silent = 0.0;  // s since it showed progress
+  double still = 0.0;   // s since its watchdog thread did
   // For longer than any busy machine explains:
   bool is_still = false;  // it is stopped, or its node is gone
   bool is_stuck = false;  // it lives, is inside of a call, and does not look for what others send
@@ -32,9 +32,9 @@ struct Verdict {
 };
 
 // Suspects: first who stands still, then who does not wait for others and shows no progress all the
-// same, outside of calls or stuck in one, then those behind; of these who is furthest behind, then
-// who made another call than most, then who has been silent longest, then the lowest rank. Where all
-// wait, rather the few who are ahead of a call that nobody can have left.
+// same: stuck in a call, or behind and outside of any; then those behind. Of several, who is furthest
+// behind, then who made another call than most, then who has been silent longest, then the lowest
+// rank. Where all wait, rather the few who are ahead of a call that nobody can have left.
 std::optional<Verdict> judge(const std::vector<RankView>& views);
 
 // One line, without prefix. places [ranks]: "HOST (GPU 0, NAME)"; crash_dir "" = no files.

@@ -144,8 +144,7 @@ class Watchdog::Watcher {
       const double too_long = std::clamp(limit / 2.0, 0.5, 5.0);
       const bool is_still = seen.still > too_long;
       const Stamp stamp = slot.stamp();
-      const bool is_stuck =
-          is_polled(stamp) && std::min(seen.unpolled, seen.silent) > too_long;
+      const bool is_stuck = is_polled(stamp) && std::min(seen.unpolled, seen.silent) > too_long;
       if (i == place_.local_rank) is_stuck_ = is_stuck;
       // On several nodes the first rank that moves judges for its node.
       if (heartbeats_ && i < place_.local_rank && !is_still) may_judge_ = false;
@@ -267,9 +266,9 @@ class Watchdog::Watcher {
   int64_t bytes_moved_ = 0;  // when they were last a sign
   bool may_judge_ = true;
   bool is_stuck_ = false;  // this rank, in a call
-  bool is_weak_ = false;  // the suspect waits itself
-  int n_verdicts_ = 0;    // in a row
-  std::thread thread_;    // last: it begins with everything else there
+  bool is_weak_ = false;   // the suspect waits itself
+  int n_verdicts_ = 0;     // in a row
+  std::thread thread_;     // last: it begins with everything else there
 };
 
 Watchdog::Watchdog(int64_t timeout, int rank, const std::string& who)

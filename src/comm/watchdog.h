@@ -5,9 +5,9 @@
 // RUN/crash/rank-00002.txt.
 //   What is waited for is covered so: calls of MPI and NCCL, files, locks, GPU work and threads are
 // all waited for by the main thread, which shows no progress meanwhile. A call that waits for ranks
-// is an InCall, and waits() as it polls; work that may be long shows progress() as it goes, and so does what is read and
-// written, a MB at a time, outside of steps. Time in which the whole process stood still (a
-// suspended job) does not count.
+// is an InCall, and waits() as it polls; work that may be long shows progress() as it goes, and so
+// does what is read and written, a MB at a time, outside of steps. Time in which the whole process
+// stood still (a suspended job) does not count.
 #pragma once
 
 #include <cstdint>

@@ -298,8 +298,8 @@ std::vector<std::string> World::gather_text(const std::string& text) const {
   const int64_t own = std::ssize(text);
   std::vector<int64_t> sizes(ranks);
   MPI_Request request = MPI_REQUEST_NULL;
-  MPI_CHECK(MPI_Iallgather(&own, 1, MPI_INT64_T, sizes.data(), 1, MPI_INT64_T, MPI_COMM_WORLD,
-                           &request));
+  MPI_CHECK(
+      MPI_Iallgather(&own, 1, MPI_INT64_T, sizes.data(), 1, MPI_INT64_T, MPI_COMM_WORLD, &request));
   wait_for(*watchdog_, request);
   const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
   ASSERT(total <= kMaxMessageBytes);
