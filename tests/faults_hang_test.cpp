@@ -16,10 +16,10 @@ struct Phase {
 const std::vector<Phase>& phases() {
   static const std::vector<Phase> all = {
       {"start", "call=MPI_Iallreduce nth=6", "call=cblas_sgemm nth=1"},
-      {"agreement at the start", "call=MPI_Testall nth=20", "call=MPI_Iallreduce nth=6"},
+      {"agreement at the start", "call=MPI_Iallreduce nth=7", "call=MPI_Iallreduce nth=6"},
       {"first step", "call=MPI_Isend nth=2", "call=cblas_sgemm nth=3"},
       {"step", "call=MPI_Isend nth=100", "call=cblas_sgemm nth=1500"},
-      {"sum of a step", "call=MPI_Testall nth=150", "call=MPI_Isend nth=100"},
+      {"sum of a step", "call=MPI_Isend nth=101", "call=MPI_Isend nth=100"},
       {"save", "call=write path=/checkpoints/step-00000015 nth=2",
        "call=write path=/checkpoints/step-00000015 nth=2"},
       {"sync of a save", "call=fsync path=/checkpoints/step-00000020 nth=1",
