@@ -2,7 +2,7 @@
 // separated by ";". Read by the library in the ranks (fault_library.cpp), written by the tests.
 //   rank  of the job; left out: every rank
 //   call  write fsync rename mkdir create open unlink truncate close: files of the run directory;
-//         file: any of these but open and close; MPI_Waitall and others; mpi: any of those;
+//         file: any of these but open and close; MPI_Isend and others (mpi_calls.cpp); mpi: any;
 //         cblas_sgemm;
 //         time: a moment of its own, nth milliseconds after the start of the rank
 //   path  a part of the file's path from the run directory on, "/checkpoints/LATEST" (of a rename:
