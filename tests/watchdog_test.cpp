@@ -211,7 +211,7 @@ const std::map<std::string, Role> kRoles = {
      }},
     {"is slow",
      [](const World& world, const std::string&) {
-       for (int step = 1; step <= 3; ++step) {
+       for (int step = 1; step <= 2; ++step) {
          world.watchdog().enter(RunPhase::step, step);
          if (world.rank() == 1) sleep_ms(2000);
          wait_for_all(world);
@@ -220,7 +220,7 @@ const std::map<std::string, Role> kRoles = {
     {"is busy",
      [](const World& world, const std::string&) {
        world.first_rank([&] {
-         for (int i = 0; i < 50; ++i) sleep_ms(100), world.watchdog().progress();
+         for (int i = 0; i < 35; ++i) sleep_ms(100), world.watchdog().progress();
        });
      }},
     {"writes",
@@ -228,13 +228,13 @@ const std::map<std::string, Role> kRoles = {
        world.watchdog().enter(RunPhase::save, 3);
        world.first_rank([&] {
          std::ofstream file(dir + "/file");
-         for (int i = 0; i < 25; ++i)
+         for (int i = 0; i < 18; ++i)
            sleep_ms(200), file << std::string(3 << 20, 'x') << std::flush;
        });
      }},
     {"is held up",
      [](const World& world, const std::string&) {
-       for (int i = 0; i < 30; ++i) sleep_ms(100), wait_for_all(world);
+       for (int i = 0; i < 25; ++i) sleep_ms(100), wait_for_all(world);
      }},
     {"stops at the end",
      [](const World& world, const std::string&) {
@@ -362,18 +362,21 @@ TEST(Hang, SlowIsAMatterOfTheTimeout) {
 }
 
 TEST(NoHang, WhoeverShowsProgressMayBeWaitedForLonger) {
-  const TempDir dir;
-  const Outcome run = start("is busy", 2, dir.str()).wait();
-  EXPECT_EQ(run.exit_code, 0) << run.text();
-  const Outcome nodes = start("is busy", 2, dir.str(), 2).wait();
-  EXPECT_EQ(nodes.exit_code, 0) << nodes.text();
+  const TempDir dir, dir_of_two;
+  Launch one_node = start("is busy", 2, dir.str());
+  Launch two_nodes = start("is busy", 2, dir_of_two.str(), 2);
+  for (Launch* launch : {&one_node, &two_nodes}) {
+    const Outcome run = launch->wait();
+    EXPECT_EQ(run.exit_code, 0) << run.text();
+    EXPECT_GT(run.seconds, 3.5);
+  }
 }
 
 TEST(NoHang, AFileMayBeLong) {
   const TempDir dir;
   const Outcome run = start("writes", 2, dir.str()).wait();
   EXPECT_EQ(run.exit_code, 0) << run.text();
-  EXPECT_GT(run.seconds, 4.0);
+  EXPECT_GT(run.seconds, 3.5);
 }
 
 // As batch systems do that put a job aside.
@@ -381,13 +384,13 @@ TEST(NoHang, ASuspendedJobGoesOn) {
   const TempDir dir;
   Launch launch = start("is held up", 2, dir.str());
   for (int r = 0; r < 4; ++r) launch.process_of(r);
-  sleep_ms(1500);
+  sleep_ms(1000);
   for (int r = 0; r < 4; ++r) launch.send(r, SIGSTOP);
-  sleep_ms(4000);
+  sleep_ms(3000);
   for (int r = 0; r < 4; ++r) launch.send(r, SIGCONT);
   const Outcome run = launch.wait();
   EXPECT_EQ(run.exit_code, 0) << run.text();
-  EXPECT_GT(run.seconds, 5.5);
+  EXPECT_GT(run.seconds, 4.0);
 }
 
 }  // namespace
