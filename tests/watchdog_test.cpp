@@ -355,28 +355,26 @@ TEST(Hang, OnSeveralNodesWithoutADirectory) {
   expect_said(start("skips a call", 2, "", 2).wait(), "rank 2 on ", 2);
 }
 
+void expect_no_hang(const Outcome& run, double least_seconds) {
+  EXPECT_EQ(run.exit_code, 0) << run.text();
+  EXPECT_GT(run.seconds, least_seconds);
+}
+
 TEST(Hang, SlowIsAMatterOfTheTimeout) {
   expect_hang(start("is slow", 1, "").wait(), kStart + 1 + kOver, {"rank 1 on ", "in step 1"});
-  const Outcome patient = start("is slow", 10, "").wait();
-  EXPECT_EQ(patient.exit_code, 0) << patient.text();
+  expect_no_hang(start("is slow", 10, "").wait(), 4.0);
 }
 
 TEST(NoHang, WhoeverShowsProgressMayBeWaitedForLonger) {
   const TempDir dir, dir_of_two;
   Launch one_node = start("is busy", 2, dir.str());
   Launch two_nodes = start("is busy", 2, dir_of_two.str(), 2);
-  for (Launch* launch : {&one_node, &two_nodes}) {
-    const Outcome run = launch->wait();
-    EXPECT_EQ(run.exit_code, 0) << run.text();
-    EXPECT_GT(run.seconds, 3.5);
-  }
+  for (Launch* launch : {&one_node, &two_nodes}) expect_no_hang(launch->wait(), 3.5);
 }
 
 TEST(NoHang, AFileMayBeLong) {
   const TempDir dir;
-  const Outcome run = start("writes", 2, dir.str()).wait();
-  EXPECT_EQ(run.exit_code, 0) << run.text();
-  EXPECT_GT(run.seconds, 3.5);
+  expect_no_hang(start("writes", 2, dir.str()).wait(), 3.5);
 }
 
 // As batch systems do that put a job aside.
@@ -388,9 +386,7 @@ TEST(NoHang, ASuspendedJobGoesOn) {
   for (int r = 0; r < 4; ++r) launch.send(r, SIGSTOP);
   sleep_ms(3000);
   for (int r = 0; r < 4; ++r) launch.send(r, SIGCONT);
-  const Outcome run = launch.wait();
-  EXPECT_EQ(run.exit_code, 0) << run.text();
-  EXPECT_GT(run.seconds, 4.0);
+  expect_no_hang(launch.wait(), 4.0);
 }
 
 }  // namespace
