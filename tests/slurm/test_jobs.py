@@ -1,5 +1,5 @@
 """The scripts of jobs/ under a real Slurm: with a stand-in for utrain what is requeued and what is not, and utrain itself
-stopped ahead of its time limit, requeued and continued to the same curve and adapter. About 90 s."""
+stopped ahead of its time limit, requeued and continued to the same curve and adapter; and a bundle. About two minutes."""
 import atexit
 import concurrent.futures
 import json
