@@ -9,6 +9,7 @@
 #include "core/meanwhile.h"
 #include "core/process.h"
 #include "plan/recording_backend.h"
+#include "train/choose_layers_held.h"
 #include "train/choose_passes.h"
 #include "train/choose_recompute.h"
 #include "train/trainer.h"
@@ -26,6 +27,7 @@ constexpr double kWorthSeconds = 1e-3;      // what the greater number of calls 
 void set_machine(Plan& plan) {
   const Config& c = plan.config;
   plan.gpu = c.run.backend != "cpu";
+  plan.machine.gpu = plan.gpu;
   if (!plan.gpu) {
     plan.machine.dtype = DType::f32;  // the CPU emulates the others in it
     const double bytes = kShareOfMemory * static_cast<double>(available_memory());
@@ -151,15 +153,17 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   StrategyPlan plan;
   plan.strategy = strategy;
   plan.policy = wanted_recompute(job, backend, last, machine.budget);
-  plan.passes_together = choose_passes(job, backend, last, plan.policy, [&](const Arena& arena) {
-    return arena.bytes() <= machine.budget;
-  });
-  const Trainer largest(job, backend, last, plan.policy, plan.passes_together);
+  const auto fits = [&](const Arena& arena) { return arena.bytes() <= machine.budget; };
+  plan.passes_together = choose_passes(job, backend, last, plan.policy, fits);
+  plan.layers_held =
+      machine.gpu ? choose_layers_held(job, backend, last, plan.policy, plan.passes_together, fits)
+                  : kFewestLayersHeld;
+  const Trainer largest(job, backend, last, plan.policy, plan.passes_together, plan.layers_held);
   for (const MemoryClass m : kMemoryClasses)
     plan.bytes[static_cast<size_t>(m)] = largest.arena().bytes(m);
   plan.total_bytes = largest.arena().bytes();
   plan.fits = plan.total_bytes <= machine.budget;
-  Trainer busiest(job, backend, first, plan.policy, plan.passes_together);
+  Trainer busiest(job, backend, first, plan.policy, plan.passes_together, plan.layers_held);
   busiest.place();
   busiest.train_step(1);  // which gathers what later steps find there
   const BytesSent before = first.sent();
