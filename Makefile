@@ -30,7 +30,7 @@ test: build tools  ## builds and passes all tests
 	@$(MAKE) --no-print-directory test-asan
 
 # Slurm's daemons need root; without it the test says that it is skipped.
-test-slurm: build  ## the scripts of jobs/ under a real Slurm in a temporary directory, 90 s
+test-slurm: build  ## the scripts of jobs/ under a real Slurm in a temporary directory, two minutes
 	@[ $$(id -u) -ne 0 ] || tools/packages slurm
 	@python3 -m unittest discover -s tests/slurm
 

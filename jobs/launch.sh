@@ -1,13 +1,22 @@
 # shellcheck shell=bash
 # What the job scripts in this folder share; they source it. One file, so that a copy of a script cannot be left behind with
-# an old way of stopping: copy the folder, not a script. It runs in the submit directory, where ./utrain is.
+# an old way of stopping: copy the folder, not a script. It runs in the submit directory, where ./utrain is: the source tree, or
+# the folder of a bundle.
 #   launch_with=srun|mpirun   who starts the ranks: mpirun where `srun --mpi=list` does not name pmix
 #   most_requeues=N           how often Slurm may start this job again
 : "${launch_with:=srun}" "${most_requeues:=20}"
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch}" || exit 2
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # since Slurm 22.05 srun does not take it from the job
 export OMP_NUM_THREADS="$SRUN_CPUS_PER_TASK"
-utrain=${UTRAIN:-./utrain} nodes=${SLURM_JOB_NUM_NODES:-1}
+nodes=${SLURM_JOB_NUM_NODES:-1}
+utrain=${UTRAIN:-./utrain} rank_environment=(env)
+[[ -n ${UTRAIN:-} || -e ./utrain ]] || utrain=$PWD/bin/utrain
+# What a bundle's env sets is for the ranks and their mpirun alone: Slurm's commands keep to their own libraries.
+if [[ $utrain == */bin/utrain && -f ${utrain%/bin/utrain}/env ]]; then
+  # shellcheck source=/dev/null
+  mapfile -t changed < <(comm -13 <(env | sort) <(source "${utrain%/bin/utrain}/env" && env | sort))
+  rank_environment+=("${changed[@]}")
+fi
 read -ra mpirun_flags <<<"${UTRAIN_MPIRUN_FLAGS:---map-by slot:PE=$OMP_NUM_THREADS --bind-to core}"
 ranks_pid="" warned="" terminated=""
 
@@ -28,9 +37,9 @@ ranks() {
     # rest (143). A rank that dies is noticed by PMIx within two seconds; --wait ends what PMIx does not see.
     srun)
       srun --mpi=pmix --ntasks="$count" --nodes="$((count < nodes ? count : nodes))" --cpu-bind=cores --gpu-bind=none \
-        --kill-on-bad-exit=0 --wait=60 "$@" &
+        --kill-on-bad-exit=0 --wait=60 "${rank_environment[@]}" "$@" &
       ;;
-    mpirun) mpirun -np "$count" "${mpirun_flags[@]}" "$@" & ;;
+    mpirun) "${rank_environment[@]}" mpirun -np "$count" "${mpirun_flags[@]}" "$@" & ;;
     *) say "launch_with=$launch_with: srun or mpirun"; return 2 ;;
   esac
   ranks_pid=$!

@@ -1,14 +1,10 @@
 // AdamW against torch.optim.AdamW in float64: three steps with lr = 0.01, betas = (0.9, 0.95), eps
 // = 1e-3, weight_decay = 0.1, gradients scaled by 1, 0.5, 0.25. eps and decay are large, so that
 // leaving them out shows.
-#include "oracle.h"
+#include "adamw_case.h"
 
 namespace utrain {
 namespace {
-
-struct State {
-  Matrix p, m, v;
-};
 
 Matrix row(const std::vector<double>& values) {
   Matrix x(1, static_cast<int64_t>(values.size()));
@@ -16,22 +12,8 @@ Matrix row(const std::vector<double>& values) {
   return x;
 }
 
-struct Step {
-  double grad_scale = 1.0, n_updates = 1.0, is_finite = 1.0;
-};
-
 void update(DType dtype, State& state, const Matrix& g, const Step& step, const AdamW& options) {
-  Operands operands(dtype);
-  const DType trainable = operands.backend().trainable_dtype();
-  const Tensor p = operands.input(state.p, trainable), m = operands.input(state.m, trainable);
-  const Tensor v = operands.input(state.v, trainable);
-  Matrix of_step(1, kStepStates);
-  of_step.at(0, static_cast<int>(StepState::grad_scale)) = step.grad_scale;
-  of_step.at(0, static_cast<int>(StepState::is_finite)) = step.is_finite;
-  of_step.at(0, static_cast<int>(StepState::n_updates)) = step.n_updates;
-  operands.backend().adamw_update(p, m, v, operands.input(g, trainable),
-                                  operands.input(of_step, DType::f64), options);
-  state = {operands.read(p), operands.read(m), operands.read(v)};
+  state = updated(Operands(dtype), state, g, step, options);
 }
 
 const std::vector<std::vector<double>> kGradients = {

@@ -23,6 +23,8 @@
 
 #include "comm/mpi_collectives.h"
 #include "comm/world.h"
+#include "rank_values.h"
+#include "shared_error.h"
 
 namespace utrain {
 namespace {
@@ -31,30 +33,6 @@ constexpr const char* kRole = "UTRAIN_COMM_TEST_ROLE";  // what a started proces
 World* world = nullptr;                                 // of a process that is a rank
 
 // ---- in every rank ----
-
-// Values of mixed sign and magnitude, so that another order of adding shows in the bits.
-double value(int rank, int64_t i) {
-  uint64_t x = static_cast<uint64_t>(i) * 2654435761u + static_cast<uint64_t>(rank) * 40503u + 17;
-  x ^= x >> 29, x *= 0xbf58476d1ce4e5b9u, x ^= x >> 32;
-  const double mantissa = static_cast<double>(x % 1000003) / 1000003.0 - 0.5;
-  return std::ldexp(mantissa, static_cast<int>(x >> 40) % 12);
-}
-
-template <class T>
-T element(int rank, int64_t i) {
-  if constexpr (std::is_same_v<T, std::complex<double>>) {
-    return {value(rank, i), value(rank + 100, i)};
-  } else {
-    return static_cast<T>(value(rank, i));
-  }
-}
-
-template <class T>
-std::vector<T> part(int rank, int64_t n) {
-  std::vector<T> x(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) x[static_cast<size_t>(i)] = element<T>(rank, i);
-  return x;
-}
 
 // Over the ranks [first, end) of the world.
 template <class T>
@@ -65,17 +43,6 @@ std::vector<T> ordered_sum(int64_t n, int first, int end) {
     for (size_t i = 0; i < x.size(); ++i) sum[i] = sum[i] + x[i];
   }
   return sum;
-}
-
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
-
-template <class T>
-Tensor view(std::vector<T>& x) {
-  return make_tensor(x.data(), dtype_of<T>, 1, std::ssize(x));
 }
 
 template <class T>
@@ -155,17 +122,6 @@ TEST(InRanksOnce, ExchangeTexts) {
     const auto i = static_cast<size_t>(r);
     EXPECT_EQ(texts[i], std::string(i * 3, static_cast<char>('a' + r)));
     EXPECT_EQ(values[i], 0.1 * r);
-  }
-}
-
-template <class F>
-void expect_shared_error(ExitCode code, const std::string& text, const F& call) {
-  try {
-    call();
-    ADD_FAILURE() << "no error; wanted " << text;
-  } catch (const SharedError& error) {
-    EXPECT_EQ(error.code(), code);
-    EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "comm/mpi_collectives.h"
 #include "comm/world.h"
+#include "shared_error.h"
 
 namespace utrain {
 namespace {
@@ -20,17 +21,6 @@ class Comm : public testing::Test {
   static void TearDownTestSuite() { world.reset(); }
   inline static std::unique_ptr<World> world;
 };
-
-template <class F>
-void expect_shared_error(ExitCode code, const std::string& text, const F& call) {
-  try {
-    call();
-    ADD_FAILURE() << "no error; wanted " << text;
-  } catch (const SharedError& error) {
-    EXPECT_EQ(error.code(), code);
-    EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
-  }
-}
 
 TEST_F(Comm, OneRankIsAWorld) {
   EXPECT_EQ(world->rank(), 0);

@@ -1,17 +1,9 @@
 // AdamW on the GPU against the CPU in double, which is held against torch's in adamw_test.
+#include "adamw_case.h"
 #include "cuda_oracle.h"
 
 namespace utrain {
 namespace {
-
-struct State {
-  Matrix p, m, v;
-  bool operator==(const State&) const = default;
-};
-
-struct Step {
-  double grad_scale = 0.5, n_updates = 1.0, is_finite = 1.0;
-};
 
 Matrix parameters(int64_t n, uint64_t seed) {
   Matrix x = random_matrix(1, n, seed);
@@ -31,16 +23,7 @@ constexpr AdamW kOptions{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-3, .
 
 template <class Backing>
 State updated(Backing&& operands, const State& state, const Matrix& g, const Step& step) {
-  const DType trainable = operands.backend().trainable_dtype();
-  const Tensor p = operands.input(state.p, trainable), m = operands.input(state.m, trainable);
-  const Tensor v = operands.input(state.v, trainable);
-  Matrix of_step(1, kStepStates);
-  of_step.at(0, static_cast<int>(StepState::grad_scale)) = step.grad_scale;
-  of_step.at(0, static_cast<int>(StepState::is_finite)) = step.is_finite;
-  of_step.at(0, static_cast<int>(StepState::n_updates)) = step.n_updates;
-  operands.backend().adamw_update(p, m, v, operands.input(g, trainable),
-                                  operands.input(of_step, DType::f64), kOptions);
-  return {operands.read(p), operands.read(m), operands.read(v)};
+  return updated(operands, state, g, step, kOptions);
 }
 
 // 4099: no whole number of vectors. The last is more than one round of the grid.
@@ -51,7 +34,7 @@ TEST(CudaAdamW, IsTheCpu) {
     const Matrix g = parameters(n, 4);
     for (const double n_updates : {1.0, 1000.0}) {
       SCOPED_TRACE(fmt::format("n = {}, update {}", n, n_updates));
-      const Step step{.n_updates = n_updates};
+      const Step step{.grad_scale = 0.5, .n_updates = n_updates};
       const State found = updated(CudaOperands(DType::bf16), before, g, step);
       const State wanted = updated(Operands(DType::f64), before, g, step);
       EXPECT_LE(largest_error(found.p, wanted.p), tolerance::kFloatAdamW);
@@ -66,7 +49,8 @@ TEST(CudaAdamW, ChangesNothingWhereTheStepIsNotFinite) {
   UTRAIN_NEEDS_GPU();
   const State before = start(2048);
   const Matrix g(1, 2048, std::nan(""));
-  EXPECT_TRUE(updated(CudaOperands(DType::f32), before, g, {.is_finite = 0.0}) == before);
+  EXPECT_TRUE(updated(CudaOperands(DType::f32), before, g, {.grad_scale = 0.5, .is_finite = 0.0}) ==
+              before);
 }
 
 }  // namespace

@@ -1,45 +1,20 @@
-// Values whose order of adding shows in the bits, and tensors of them on a GPU.
+// Tensors on a GPU, of values whose order of adding shows in the bits.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <memory>
 #include <vector>
 
 #include "backend.h"
 #include "comm/collectives.h"
 #include "core/convert.h"
+#include "rank_values.h"
 
 namespace utrain {
 
 template <class T>
 inline constexpr T kPoison = static_cast<T>(NAN);
-
-// Values of mixed sign and magnitude, so that another order of adding shows in the bits.
-template <class T>
-std::vector<T> part(int rank, int64_t n) {
-  std::vector<T> values(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) {
-    uint64_t x = static_cast<uint64_t>(i) * 2654435761u + static_cast<uint64_t>(rank) * 40503u + 17;
-    x ^= x >> 29, x *= 0xbf58476d1ce4e5b9u, x ^= x >> 32;
-    const double mantissa = static_cast<double>(x % 1000003) / 1000003.0 - 0.5;
-    values[static_cast<size_t>(i)] =
-        static_cast<T>(std::ldexp(mantissa, static_cast<int>(x >> 40) % 12));
-  }
-  return values;
-}
-
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
-
-template <class T>
-Tensor view(std::vector<T>& x) {
-  return make_tensor(x.data(), dtype_of<T>, 1, std::ssize(x));
-}
 
 template <class T>
 std::vector<T> slice_of(const std::vector<T>& x, int rank, int ranks) {

@@ -9,10 +9,9 @@
 #include <cstdlib>
 #include <sstream>
 
-#include "app/commands.h"
 #include "app/machine.h"
 #include "comm/mpi_check.h"
-#include "launch.h"
+#include "in_place_of_utrain.h"
 #include "train/choose_recompute.h"
 #include "train/trainer.h"
 
@@ -61,14 +60,11 @@ inline void train_with_failing_memory(const CommandLine& command_line, const Wor
 }
 
 inline int run_failing_rank(int argc, char** argv, const std::string& of) {
-  std::istringstream fault(of);
-  std::string what;
-  fault >> what;
   const char* ranks_per_node = std::getenv(kRanksPerNode);
-  const CommandLine command_line = parse_command_line(argc, argv);
-  const World world(&argc, &argv,
-                    {.ranks_per_node = ranks_per_node ? std::atoi(ranks_per_node) : 0});
-  try {
+  const auto work = [&](const CommandLine& command_line, const World& world) {
+    std::istringstream fault(of);
+    std::string what;
+    fault >> what;
     if (what == "memory") {
       train_with_failing_memory(command_line, world, fault);
       return 0;
@@ -76,14 +72,9 @@ inline int run_failing_rank(int argc, char** argv, const std::string& of) {
     int rank = -1;
     fault >> rank;
     failing_links.on = what == "links" && world.rank() == rank;
-    return static_cast<int>(run_command(command_line, world));
-  } catch (const SharedError& error) {
-    if (world.rank() == 0) fmt::print(stderr, "utrain: error: {}\n", error.what());
-    return static_cast<int>(error.code());
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "utrain: error: {}\n", error.what());
-    world.abort(70);
-  }
+    return run_utrain(command_line, world);
+  };
+  return in_place_of_utrain(argc, argv, ranks_per_node ? std::atoi(ranks_per_node) : 0, work);
 }
 
 inline Outcome launch_failing(int ranks, const std::string& fault,
@@ -99,9 +90,7 @@ inline std::string memory_fault(ReplicaKind kind, int rank, int step) {
 
 inline int main_of_failing_ranks(int argc, char** argv) {
   if (const char* fault = std::getenv(kFault)) return run_failing_rank(argc, argv, fault);
-  ::setenv("UTRAIN_BINARY", std::filesystem::read_symlink("/proc/self/exe").c_str(), 1);
-  testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
+  return main_of_tests(argc, argv);
 }
 
 }  // namespace utrain

@@ -1,10 +1,10 @@
 // parallel.shard_group = "node": the base over the ranks of a node changes no number and crosses no
-// network. One machine stands for several nodes: this test is started in the place of ./utrain and
-// does what src/main.cpp does, with a World of a few ranks per node.
+// network. One machine stands for several nodes: ranks are started in the place of ./utrain, with a
+// World of a few ranks per node.
 #include <cstdlib>
 
-#include "app/commands.h"
 #include "golden_case.h"
+#include "in_place_of_utrain.h"
 #include "tiny_model.h"
 
 namespace utrain {
@@ -171,28 +171,11 @@ TEST(Gathered, NoWeightComesFromAnotherNode) {
   EXPECT_EQ(world.bytes, state.layout().n_elem() * size_of(DType::f32));
 }
 
-// As src/main.cpp, for what these cases start.
-int run_rank(int ranks_per_node, int argc, char** argv) {
-  const CommandLine command_line = parse_command_line(argc, argv);
-  const World world(&argc, &argv, {.ranks_per_node = ranks_per_node});
-  try {
-    return static_cast<int>(run_command(command_line, world));
-  } catch (const SharedError& error) {
-    if (world.rank() == 0) fmt::print(stderr, "utrain: error: {}\n", error.what());
-    return static_cast<int>(error.code());
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "utrain: error: {}\n", error.what());
-    world.abort(70);
-  }
-}
-
 }  // namespace
 }  // namespace utrain
 
 int main(int argc, char** argv) {
   const char* ranks_per_node = std::getenv(utrain::kRanksPerNode);
-  if (ranks_per_node != nullptr) return utrain::run_rank(std::atoi(ranks_per_node), argc, argv);
-  ::setenv("UTRAIN_BINARY", std::filesystem::read_symlink("/proc/self/exe").c_str(), 1);
-  testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
+  if (ranks_per_node == nullptr) return utrain::main_of_tests(argc, argv);
+  return utrain::in_place_of_utrain(argc, argv, std::atoi(ranks_per_node), utrain::run_utrain);
 }

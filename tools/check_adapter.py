@@ -10,8 +10,9 @@ import math
 import os
 import sys
 
+from data.command import exit_code
 from data.errors import BAD_FILE, USAGE, UserError
-from data.standard_output import write_line_to_stderr, write_out
+from data.standard_output import write_out
 
 MODULES = ("torch", "transformers", "peft", "h5py")
 DUMP_AGAIN = "dump the logits again: ./utrain INPUT.toml --lora.init_from=ADAPTER_DIR --dump FILE"
@@ -128,16 +129,12 @@ def check(arguments):
 
 
 def main(argv):
-    try:
+    def work():
         arguments = parse_arguments(argv)
         check_environment()
         write_out(check(arguments), "check the space where it goes")
-    except UserError as error:
-        write_line_to_stderr(f"check_adapter: error: {error}")
-        return error.code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    return exit_code("check_adapter", work)
 
 
 if __name__ == "__main__":

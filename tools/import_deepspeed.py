@@ -7,8 +7,10 @@ import argparse
 import os
 import sys
 
-from data.errors import IO, USAGE, UserError
+from data.command import exit_code
+from data.errors import USAGE, UserError
 from data.standard_output import write_line_to_stderr, write_out
+from data.whole_file import whole_file
 from deepspeed.input_text import input_text, remarks
 from deepspeed.translation import translate
 
@@ -44,19 +46,8 @@ def parse_arguments(argv):
 
 
 def write_text(path, text):
-    # In the same directory, since a rename does not cross file systems.
-    temporary = f"{path}.{os.getpid()}.partial"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(IO, path, f"cannot be written ({error.strerror})", "check the space and the rights of its directory")
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with whole_file(path) as name, open(name, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def import_deepspeed(arguments):
@@ -76,14 +67,7 @@ def import_deepspeed(arguments):
 
 
 def main(argv):
-    try:
-        import_deepspeed(parse_arguments(argv))
-    except UserError as error:
-        write_line_to_stderr(f"import_deepspeed: error: {error}")
-        return error.code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code("import_deepspeed", lambda: import_deepspeed(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

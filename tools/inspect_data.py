@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 
+from data.command import exit_code
 from data.display import marked_document, printable, statistics_lines
 from data.errors import BAD_FILE, USAGE, UserError
 from data.model_dir import load_model_dir
@@ -62,14 +63,7 @@ def spread(count, wanted):
 
 
 def main(argv):
-    try:
-        inspect(parse_arguments(argv))
-    except UserError as error:
-        write_line_to_stderr(f"inspect: error: {error}")
-        return error.code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code("inspect", lambda: inspect(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

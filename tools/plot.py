@@ -10,8 +10,9 @@ import matplotlib
 matplotlib.use("Agg")  # needs no display
 import matplotlib.pyplot as plt  # noqa: E402  (after the choice of Agg)
 
+from data.command import exit_code  # noqa: E402
 from data.errors import BAD_FILE, IO, USAGE, UserError  # noqa: E402
-from data.standard_output import write_line_to_stderr, write_out  # noqa: E402
+from data.standard_output import write_out  # noqa: E402
 
 PANELS = (("loss", "loss"), ("eval_loss", "evaluation loss"), ("grad_norm", "gradient norm"), ("lr", "learning rate"))
 
@@ -80,13 +81,12 @@ def main(argv):
 
     parser.error = error
     parser.print_help = lambda: write_out(parser.format_help(), "check the space where it goes")
-    try:
+
+    def work():
         arguments = parser.parse_args(argv)
         plot(arguments.run_dir, arguments.output or default_output(arguments.run_dir[0]))
-    except UserError as error:
-        write_line_to_stderr(f"plot: error: {error}")
-        return error.code
-    return 0
+
+    return exit_code("plot", work)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 
+from data.command import exit_code
 from data.errors import USAGE, UserError
 from data.token_file import write_token_file
 
@@ -27,16 +28,14 @@ def parse_arguments(argv):
 
 
 def main(argv):
-    try:
+    def work():
         arguments = parse_arguments(argv)
         random = np.random.default_rng(3407)
         documents = [random.integers(0, arguments.vocab, arguments.length) for _ in range(arguments.rows)]
         write_token_file(arguments.output, documents, [np.ones(arguments.length)] * arguments.rows, arguments.vocab, {})
-    except UserError as error:
-        print(f"random_tokens: error: {error}", file=sys.stderr)
-        return error.code
-    print(f"{arguments.output}: {arguments.rows} documents of {arguments.length} random tokens")
-    return 0
+        print(f"{arguments.output}: {arguments.rows} documents of {arguments.length} random tokens")
+
+    return exit_code("random_tokens", work)
 
 
 if __name__ == "__main__":

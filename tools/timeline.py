@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")  # needs no display
 import matplotlib.pyplot as plt  # noqa: E402  (after the choice of Agg)
 
+from data.command import exit_code  # noqa: E402
 from data.errors import BAD_FILE, IO, USAGE, UserError  # noqa: E402
 
 # What an event is, by the first of these words that its name holds; all else are operations bound by memory.
@@ -95,13 +96,12 @@ def main(argv):
         raise UserError(USAGE, "command line", message, "see tools/timeline --help")
 
     parser.error = error
-    try:
+
+    def work():
         arguments = parser.parse_args(argv)
         draw(arguments.trace, arguments.output, arguments.last_ms)
-    except UserError as error:
-        print(f"timeline: error: {error}", file=sys.stderr)
-        return error.code
-    return 0
+
+    return exit_code("timeline", work)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import h5py
 import numpy as np
 import xxhash
 
+from data.command import exit_code
 from data.errors import USAGE, UserError
-from data.standard_output import write_line_to_stderr, write_out
+from data.standard_output import write_out
 
 DAMAGED = 5
 FORMAT = 1
@@ -349,17 +350,13 @@ def parse_arguments(argv):
 
 
 def main(argv):
-    try:
+    def work():
         arguments = parse_arguments(argv)
         if arguments.other is not None:
             return 0 if compare(arguments.checkpoint, arguments.other) else 1
-        check(arguments.checkpoint)
-    except UserError as error:
-        write_line_to_stderr(f"verify: error: {error}")
-        return error.code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        return check(arguments.checkpoint)
+
+    return exit_code("verify", work)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,7 @@ Machine open_cpu(const Config& config, const World& world) {
            "set \"auto\" or \"mpi\"");
     }
     set_cpu_threads(threads);
-    const std::string& dtype = config.model.dtype;
-    machine.backend = make_cpu_backend(dtype == "float16"    ? DType::f16
-                                       : dtype == "bfloat16" ? DType::bf16
-                                                             : DType::f32);
+    machine.backend = make_cpu_backend(meaning_of_dtype(config.model.dtype, kNoGpu));
     budget = share_of(available_memory(), world.local_size());
   });
   machine.collectives = std::make_unique<MpiCollectives>(world);
@@ -130,7 +127,7 @@ Machine open_cuda(const Config& config, const World& world) {
       device = world.local_rank() % static_cast<int>(gpus.size());
       gpu = gpus[static_cast<size_t>(device)];
     }
-    const DType dtype = dtype_on_gpu(config.model.dtype, gpu.compute_capability);
+    const DType dtype = meaning_of_dtype(config.model.dtype, gpu.compute_capability);
     machine.backend = make_cuda_backend(dtype, device);  // tells what is missing
     versions = cuda_versions();
   });
@@ -182,10 +179,11 @@ int64_t host_memory_wanted(const Arena& arena, const Machine& machine) {
 
 }  // namespace
 
-DType dtype_on_gpu(const std::string& dtype, int compute_capability) {
+DType meaning_of_dtype(const std::string& dtype, int compute_capability) {
   if (dtype == "float32") return DType::f32;
   if (dtype == "float16") return DType::f16;
   if (dtype == "bfloat16") return DType::bf16;
+  if (compute_capability == kNoGpu) return DType::f32;
   return compute_capability >= kFirstWithBf16 ? DType::bf16 : DType::f16;
 }
 

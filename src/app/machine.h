@@ -37,8 +37,9 @@ struct Machine {
   int64_t reserve_bytes() const;
 };
 
-// What model.dtype means on a GPU: "auto" is bfloat16 where the GPU has it, else float16.
-DType dtype_on_gpu(const std::string& dtype, int compute_capability);
+// What model.dtype means: "auto" is bfloat16 where the GPU has it, else float16; float32 on the CPU.
+inline constexpr int kNoGpu = 0;  // in the place of a GPU's compute capability
+DType meaning_of_dtype(const std::string& dtype, int compute_capability);
 
 // Whether host memory holds what the arena wants of it; then, a usage error where it does not.
 bool host_memory_holds(const Arena& arena, const Machine& machine);

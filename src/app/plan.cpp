@@ -6,6 +6,7 @@
 #include "app/peak_flops.h"
 #include "app/progress.h"
 #include "comm/nccl_collectives.h"
+#include "core/meanwhile.h"
 #include "core/process.h"
 #include "plan/recording_backend.h"
 #include "train/choose_layers_held.h"
@@ -17,42 +18,23 @@ namespace utrain {
 
 namespace {
 
+constexpr int kAssumedCapability = 90;      // an H100
 constexpr double kAssumedGpuMemory = 80.0;  // GB: A100 and H100
 constexpr double kCpuFlops = 1e11;          // a second: only to compare strategies with
 constexpr double kWorthIt = 0.98;           // a gain below this is none, and so is one below
 constexpr double kWorthSeconds = 1e-3;      // what the greater number of calls costs
 
-// The job under another strategy, for as long as this lives.
-class OtherStrategy {
- public:
-  OtherStrategy(Job& job, const std::string& strategy)
-      : strategy_(job.config.parallel.strategy), before_(strategy_) {
-    strategy_ = strategy;
-  }
-  ~OtherStrategy() { strategy_ = before_; }
-  OtherStrategy(const OtherStrategy&) = delete;
-  OtherStrategy& operator=(const OtherStrategy&) = delete;
-
- private:
-  std::string& strategy_;
-  std::string before_;
-};
-
-DType dtype_of(const Config& config, bool gpu) {
-  if (!gpu || config.model.dtype == "float32") return DType::f32;  // the CPU emulates the others
-  return config.model.dtype == "float16" ? DType::f16 : DType::bf16;
-}
-
 void set_machine(Plan& plan) {
   const Config& c = plan.config;
   plan.gpu = c.run.backend != "cpu";
-  plan.machine.dtype = dtype_of(c, plan.gpu);
   plan.machine.gpu = plan.gpu;
   if (!plan.gpu) {
+    plan.machine.dtype = DType::f32;  // the CPU emulates the others in it
     const double bytes = kShareOfMemory * static_cast<double>(available_memory());
     plan.machine.budget = static_cast<int64_t>(bytes) / plan.ranks;
     return;
   }
+  plan.machine.dtype = meaning_of_dtype(c.model.dtype, kAssumedCapability);
   plan.machine.row_multiple = kCudaRowMultiple;
   plan.flops_per_second = kShareOfPeak * peak_flops("H100", plan.machine.dtype);
   plan.reserve_bytes = kCudaReserveBytes;
@@ -165,7 +147,7 @@ std::string reason(const Plan& plan) {
 }  // namespace
 
 StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMachine& machine) {
-  const OtherStrategy other(job, strategy);
+  const Meanwhile other(job.config.parallel.strategy, strategy);
   RecordingBackend backend(machine.dtype, machine.row_multiple);
   SilentCollectives last(job.ranks - 1, job.ranks), first(0, job.ranks);
   StrategyPlan plan;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "app/progress.h"
+#include "core/meanwhile.h"
 
 namespace utrain {
 
@@ -10,21 +11,6 @@ namespace {
 
 constexpr double kFewBytes = 0.05;  // a share of a rank's memory that nobody shards for
 constexpr double kAsMuch = 1.02;    // FLOPs that are as many
-
-// The job with one pass a step, for as long as this lives.
-class OnePass {
- public:
-  explicit OnePass(Job& job) : rows_(job.global_batch_size), before_(rows_) {
-    rows_ = std::min(rows_, job.config.train.micro_batch_size * job.ranks);
-  }
-  ~OnePass() { rows_ = before_; }
-  OnePass(const OnePass&) = delete;
-  OnePass& operator=(const OnePass&) = delete;
-
- private:
-  int64_t& rows_;
-  int64_t before_;
-};
 
 int64_t model_bytes(const StrategyPlan& s) {
   return s.bytes_of(MemoryClass::base) + s.bytes_of(MemoryClass::adapters) +
@@ -53,7 +39,9 @@ std::string strategy_warning(Job& job, const PlanMachine& machine, int n_nodes,
   if (strategy == "ddp" || job.config.parallel.offload_params) return "";
   if (job.ranks == 1)
     return fmt::format("{} on one rank saves nothing: it shards over ranks", strategy);
-  const OnePass one_pass(job);
+  const Meanwhile one_pass(
+      job.global_batch_size,
+      std::min(job.global_batch_size, job.config.train.micro_batch_size * job.ranks));
   const StrategyPlan ours = plan_strategy(job, strategy, machine);
   const StrategyPlan ddp = plan_strategy(job, "ddp", machine);
   const auto fits = [&](const StrategyPlan& s) {

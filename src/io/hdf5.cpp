@@ -215,19 +215,27 @@ void Hdf5Reader::read_integers(const std::string& name, int64_t* values) const {
   read(name, H5T_NATIVE_INT64, values);
 }
 
-int64_t Hdf5Reader::integer_attribute(const std::string& name) const {
+Hdf5Reader::Attribute Hdf5Reader::open_attribute(const std::string& name) const {
   const std::string object = "attribute " + name;
   const htri_t exists = H5Aexists(file_.id(), name.c_str());
   if (exists < 0)
     refuse(object, "cannot be looked up: " + hdf5_reason(), "the file is damaged: make it again");
-  if (exists == 0) refuse(object, "of the root group is missing", "write it: one integer");
-  const Hdf5Handle attribute(H5Aopen(file_.id(), name.c_str(), H5P_DEFAULT), H5Aclose);
-  const Hdf5Handle type(attribute.valid() ? H5Aget_type(attribute.id()) : H5I_INVALID_HID,
-                        H5Tclose);
-  const Hdf5Handle space(attribute.valid() ? H5Aget_space(attribute.id()) : H5I_INVALID_HID,
-                         H5Sclose);
-  if (!type.valid() || !space.valid())
+  if (exists == 0) return {};
+  Attribute a;
+  a.attribute = Hdf5Handle(H5Aopen(file_.id(), name.c_str(), H5P_DEFAULT), H5Aclose);
+  if (a.attribute.valid()) {
+    a.type = Hdf5Handle(H5Aget_type(a.attribute.id()), H5Tclose);
+    a.space = Hdf5Handle(H5Aget_space(a.attribute.id()), H5Sclose);
+  }
+  if (!a.type.valid() || !a.space.valid())
     refuse(object, "cannot be opened: " + hdf5_reason(), "the file is damaged: make it again");
+  return a;
+}
+
+int64_t Hdf5Reader::integer_attribute(const std::string& name) const {
+  const std::string object = "attribute " + name;
+  const auto [attribute, type, space] = open_attribute(name);
+  if (!attribute.valid()) refuse(object, "of the root group is missing", "write it: one integer");
   if (H5Tget_class(type.id()) != H5T_INTEGER || H5Tget_size(type.id()) > 8)
     refuse(object, "is not an integer of at most 8 bytes", "write it as one integer");
   if (H5Sget_simple_extent_npoints(space.id()) != 1)
@@ -242,17 +250,8 @@ int64_t Hdf5Reader::integer_attribute(const std::string& name) const {
 std::string Hdf5Reader::text_attribute_or_empty(const std::string& name) const {
   constexpr size_t kMostBytes = 4096;
   const std::string object = "attribute " + name;
-  const htri_t exists = H5Aexists(file_.id(), name.c_str());
-  if (exists < 0)
-    refuse(object, "cannot be looked up: " + hdf5_reason(), "the file is damaged: make it again");
-  if (exists == 0) return "";
-  const Hdf5Handle attribute(H5Aopen(file_.id(), name.c_str(), H5P_DEFAULT), H5Aclose);
-  const Hdf5Handle type(attribute.valid() ? H5Aget_type(attribute.id()) : H5I_INVALID_HID,
-                        H5Tclose);
-  const Hdf5Handle space(attribute.valid() ? H5Aget_space(attribute.id()) : H5I_INVALID_HID,
-                         H5Sclose);
-  if (!type.valid() || !space.valid())
-    refuse(object, "cannot be opened: " + hdf5_reason(), "the file is damaged: make it again");
+  const auto [attribute, type, space] = open_attribute(name);
+  if (!attribute.valid()) return "";
   if (H5Tget_class(type.id()) != H5T_STRING || H5Sget_simple_extent_npoints(space.id()) != 1)
     refuse(object, "is not one text", "write it as one string");
 

@@ -90,6 +90,10 @@ class Hdf5Reader {
                            const std::string& of_fault) const;
 
  private:
+  struct Attribute {
+    Hdf5Handle attribute, type, space;
+  };
+  Attribute open_attribute(const std::string& name) const;  // of the root group; none: not valid
   Hdf5Handle open_dataset(const std::string& name) const;
   const std::string& remedy(const std::string& of_fault) const;
   // [rank] of /name, whose type class and rank must be these.

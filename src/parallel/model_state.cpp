@@ -52,10 +52,10 @@ ModelState::ModelState(const Architecture& architecture, const Options& options,
                   Shards(begins_of(image_layouts_), base.rank(), base.size()), backend, base,
                   arena);
   if (!full_) {
-    adapter_values_.emplace(
-        UnitStore::Options{"adapters", backend.dtype(), MemoryClass::adapters, holding, false,
-                           options.layers_held},
-        Shards(layout_.unit_begin(), world.rank(), world.size()), backend, world, arena);
+    adapter_values_.emplace(UnitStore::Options{"adapters", backend.dtype(), MemoryClass::adapters,
+                                               holding, false, options.layers_held},
+                            Shards(layout_.unit_begin(), world.rank(), world.size()), backend,
+                            world, arena);
   }
   trainables_.emplace(Trainables::Options{options.strategy, options.offload_optimizer},
                       decay_runs(layout_), full_ ? *images_ : *adapter_values_, backend, world,

@@ -1,11 +1,12 @@
 """The scripts of jobs/ under a real Slurm: with a stand-in for utrain what is requeued and what is not, and utrain itself
-stopped ahead of its time limit, requeued and continued to the same curve and adapter. About 90 s."""
+stopped ahead of its time limit, requeued and continued to the same curve and adapter; and a bundle. About two minutes."""
 import atexit
 import concurrent.futures
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -96,10 +97,10 @@ def submit(name, *flags, script="one_node.sh", launch="srun", ranks=4, **keys):
     return submit_program(directory, STAND_IN, [str(directory / "input.json")], *flags, script=script, launch=launch, ranks=ranks)
 
 
-def submit_program(directory, program, arguments, *flags, script="one_node.sh", launch="srun", ranks=4):
+def submit_program(directory, program, arguments, *flags, script="one_node.sh", launch="srun", ranks=4, submit_in=ROOT):
     command = ["sbatch", "--parsable", "--account=some", f"--ntasks-per-node={ranks}", "--cpus-per-task=1", "--gpus-per-node=1",
                f"--output={directory}/output", *flags, f"jobs/{script}", *arguments]
-    done = subprocess.run(command, env=dict(slurm.environment, UTRAIN=program, UTRAIN_LAUNCH=launch), cwd=ROOT,
+    done = subprocess.run(command, env=dict(slurm.environment, UTRAIN=program, UTRAIN_LAUNCH=launch), cwd=submit_in,
                           capture_output=True, text=True)
     return Job(directory, done.stdout.strip(), done.stderr)
 
@@ -279,6 +280,26 @@ class Utrain(unittest.TestCase):
         self.assertEqual(job.outcome(), ("FAILED", 2, 0), job.text())
         self.assertIn("utrain: error:", job.text())
         self.assertNotIn("utrain ended", job.text())  # the check alone was run
+
+    def test_a_bundle_brings_what_it_needs(self):
+        unpacked = slurm.directory / "unpacked"
+        subprocess.run(["tools/bundle", (ROOT / "utrain").resolve().parent, slurm.directory / "utrain"], cwd=ROOT, check=True,
+                       stdout=subprocess.DEVNULL)
+        shutil.unpack_archive(slurm.directory / "utrain.tar.xz", unpacked)
+        bundle = unpacked / "utrain"
+        (bundle / "bin/utrain").rename(bundle / "bin/utrain.itself")
+        (bundle / "bin/utrain").write_text('#!/bin/bash\n[[ -n $OMPI_COMM_WORLD_RANK$SLURM_PROCID ]] &&\n'
+                                           '  echo "$OPAL_PREFIX ${LD_LIBRARY_PATH%%:*} $(command -v mpirun)"\n'
+                                           'exec "$0.itself" "$@"\n')
+        (bundle / "bin/utrain").chmod(0o755)
+        for launch in ("srun", "mpirun"):
+            with self.subTest(launch):
+                directory = new_directory("bundle-" + launch)
+                job = submit_program(directory, "", utrain_arguments(directory, 4), ranks=2, launch=launch, submit_in=bundle).wait()
+                self.assertEqual(job.outcome(), ("COMPLETED", 0, 0), job.text() + job.refusal)
+                own = f"{bundle}/root/usr {bundle}/lib {bundle}/root/usr/bin/mpirun"
+                self.assertEqual(job.text().splitlines().count(own), 3, job.text())  # the check, and two ranks
+                self.assertEqual((directory / "run/metrics.jsonl").read_text().count('"step"'), 4)
 
 
 if __name__ == "__main__":

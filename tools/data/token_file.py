@@ -11,7 +11,8 @@ from typing import Dict, NamedTuple, Union
 import h5py
 import numpy as np
 
-from .errors import BAD_FILE, IO, USAGE, UserError
+from .errors import BAD_FILE, USAGE, UserError
+from .whole_file import whole_file
 
 FORMAT_VERSION = 1
 CHUNK_ELEMENTS = 1 << 16
@@ -37,25 +38,14 @@ def write_token_file(path, documents, masks, vocab_size, origin):
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     tokens = np.concatenate(documents).astype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
     loss_mask = np.concatenate(masks).astype(np.uint8)
-    # In the same directory, since a rename does not cross file systems.
-    temporary = f"{path}.{os.getpid()}.partial"
-    try:
-        with h5py.File(temporary, "w", track_order=False) as file:
-            for name, data in (("tokens", tokens), ("offsets", offsets), ("loss_mask", loss_mask)):
-                file.create_dataset(name, data=data, chunks=(min(len(data), CHUNK_ELEMENTS),), compression="gzip",
-                                    compression_opts=4, shuffle=True, fletcher32=True, track_times=False)
-            file.attrs["format_version"] = np.int64(FORMAT_VERSION)
-            file.attrs["vocab_size"] = np.int64(vocab_size)
-            for key in sorted(origin):
-                file.attrs[key] = origin[key]
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(IO, path, f"cannot be written ({error})", "check the space and the rights of its directory")
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with whole_file(path) as name, h5py.File(name, "w", track_order=False) as file:
+        for key, data in (("tokens", tokens), ("offsets", offsets), ("loss_mask", loss_mask)):
+            file.create_dataset(key, data=data, chunks=(min(len(data), CHUNK_ELEMENTS),), compression="gzip",
+                                compression_opts=4, shuffle=True, fletcher32=True, track_times=False)
+        file.attrs["format_version"] = np.int64(FORMAT_VERSION)
+        file.attrs["vocab_size"] = np.int64(vocab_size)
+        for key in sorted(origin):
+            file.attrs[key] = origin[key]
 
 
 def read_token_file(path):
