@@ -86,7 +86,8 @@ TEST_F(Checkpoints, OutputGetsAllParameters) {
   for (std::thread& writer : writers) writer.join();
   contents.shards = shards;
   std::vector<float> seen;
-  contents.write_output = [&](const std::string& to, const std::vector<float>& parameters) {
+  contents.write_output = [&](const std::string& to, const std::vector<float>& parameters,
+                                const FileSign&) {
     EXPECT_EQ(to, temp);
     EXPECT_FALSE(std::filesystem::exists(place() + "/step-00000003"));
     seen = parameters;

@@ -107,7 +107,8 @@ void Run::save() {
     if (!p_.job->is_full()) {
       totals_.output_path = directory_->adapter_path();
       totals_.output_tensors = save_adapter(totals_.output_path, p_.trainer->model_state().layout(),
-                                            parameters_, p_.job->config);
+                                            parameters_, p_.job->config,
+                                            [&](const auto&) { world_.watchdog().progress(); });
     }
     directory_->write_text("input.resolved.toml", print_config(p_.job->config));
   });

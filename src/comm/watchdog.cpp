@@ -13,6 +13,7 @@
 #include "comm/heartbeats.h"
 #include "comm/last_words.h"
 #include "comm/quiet_thread.h"
+#include "comm/save_watch.h"
 #include "comm/verdict.h"
 #include "core/error.h"
 #include "core/process.h"
@@ -29,6 +30,7 @@ constexpr double kLongestPeriod = 1.0;  // s
 // s more for last words where there are other nodes, with and without files
 constexpr double kOtherNodes = 0.5, kUnknownNodes = 1.5;
 constexpr int64_t kBytesOfASign = 1 << 20;
+constexpr int kVerdicts = 10;              // in a row
 constexpr double kSilentMoment = 0.5;       // s
 constexpr double kAfterTheFirst = 0.75;     // s until others end who had not to say it
 constexpr double kLookAtOthersAhead = 5.0;  // s before the limit
@@ -52,6 +54,7 @@ struct Watchdog::State {
   std::shared_ptr<Heartbeats> heartbeats;
   std::map<const void*, std::function<void()>> at_hang;
   CallRing ring;
+  SaveWatch save;
 };
 
 // The thread. It takes no lock for longer than a copy, touches no file and waits for nobody.
@@ -99,11 +102,14 @@ class Watchdog::Watcher {
     board_->slot(place_.local_rank).n_beats.fetch_add(1, kRelaxed);
     if (board_->giver_up().load() != 0) give_up("");
     look_at_files(elapsed);
+    look_at_save(elapsed);
     std::vector<RankView> views = node_views(elapsed);
     if (heartbeats_) add_other_nodes(views);
     const std::optional<Verdict> verdict = may_judge_ ? judge(views) : std::nullopt;
     n_verdicts_ = verdict ? n_verdicts_ + 1 : 0;
-    if (n_verdicts_ < 2) return;  // not a moment's mixture of two stamps
+    // Not a moment's mixture of two stamps; and who has waited long, and now need not, must be given
+    // the time to wake up on a busy machine.
+    if (n_verdicts_ < kVerdicts) return;
     int64_t nobody = 0;
     const bool is_first = board_->giver_up().compare_exchange_strong(nobody, 1 + place_.local_rank);
     const RankView& suspect = views[verdict->suspect];
@@ -121,6 +127,29 @@ class Watchdog::Watcher {
     if (bytes - bytes_moved_ < kBytesOfASign) return;
     bytes_moved_ = bytes;
     if (own.stamp().phase != RunPhase::step) own.n_signs.fetch_add(1, kRelaxed);
+  }
+
+  void look_at_save(double elapsed) {
+    const std::optional<SaveWatch::View> save = state_->save.look(elapsed);
+    if (!save) return;
+    RankSlot& own = board_->slot(place_.local_rank);
+    // Whoever waits for it is judged by it.
+    if (own.stamp().phase == RunPhase::save) own.n_signs.fetch_add(1, kRelaxed);
+    if (!save->hangs()) return;
+    int64_t nobody = 0;
+    const bool is_first = board_->giver_up().compare_exchange_strong(nobody, 1 + place_.local_rank);
+    std::string text;
+    if (is_first) {
+      const std::lock_guard lock(state_->mutex);
+      text = save_hang_text(*save, place_.rank, own_place(), state_->crash_dir);
+    }
+    give_up(text);
+  }
+
+  // The lock is held.
+  std::string own_place() const {
+    const auto rank = static_cast<size_t>(place_.rank);
+    return rank < state_->places.size() ? state_->places[rank] : state_->who;
   }
 
   std::vector<RankView> node_views(double elapsed) {
@@ -181,8 +210,7 @@ class Watchdog::Watcher {
     {
       const std::lock_guard lock(state_->mutex);
       crash_dir = state_->crash_dir;
-      const auto rank = static_cast<size_t>(place_.rank);
-      who = rank < state_->places.size() ? state_->places[rank] : state_->who;
+      who = own_place();
       for (const auto& [key, work] : state_->at_hang) tasks.push_back(work);
     }
     if (!text.empty()) {
@@ -353,6 +381,18 @@ int64_t Watchdog::limit_ms(RunPhase phase) const {
   if (phase != RunPhase::step || slowest_step_ == 0.0) return 1000 * kTimeout;
   return static_cast<int64_t>(
       1e3 * std::clamp(10.0 * slowest_step_, double{kLeastOfStep}, double{kTimeout}));
+}
+
+Watchdog::InSave::InSave(Watchdog& watchdog, int64_t step) : state_(watchdog.state_) {
+  state_->save.begin(step, to_seconds(watchdog.limit_ms(RunPhase::save)));
+}
+
+Watchdog::InSave::~InSave() {
+  state_->save.end();
+}
+
+void Watchdog::InSave::at(const std::string& file) const {
+  state_->save.at(file);
 }
 
 void Watchdog::at_hang(const void* key, std::function<void()> work) {

@@ -6,8 +6,8 @@
 //   What is waited for is covered so: calls of MPI and NCCL, files, locks, GPU work and threads are
 // all waited for by the main thread, which shows no progress meanwhile. A call that waits for ranks
 // is an InCall; work that may be long shows progress() as it goes, and so does what is read and
-// written, a MB at a time, outside of steps. Time in which the whole process stood still (a
-// suspended job) does not count.
+// written, a MB at a time, outside of steps. What a thread writes beside the steps is an InSave, and
+// hangs by itself. Time in which the whole process stood still (a suspended job) does not count.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,8 @@
 namespace utrain {
 
 class Watchdog {
+  struct State;
+
  public:
   static constexpr int64_t kTimeout = 600;     // s
   static constexpr int64_t kLeastOfStep = 60;  // s, and 10 x the slowest step, once it is known
@@ -61,6 +63,19 @@ class Watchdog {
     Watchdog& watchdog_;
   };
 
+  // A checkpoint that the calling thread writes, whatever the main thread does meanwhile.
+  class InSave {
+   public:
+    InSave(Watchdog& watchdog, int64_t step);
+    ~InSave();
+    InSave(const InSave&) = delete;
+    InSave& operator=(const InSave&) = delete;
+    void at(const std::string& file) const;  // where it is; a sign that it moves
+
+   private:
+    const std::shared_ptr<State> state_;
+  };
+
   // To be done before the process ends itself, while others may do the same; nobody waits for it
   // longer than kLastWords. It must not touch what the main thread may hold locked.
   void at_hang(const void* key, std::function<void()> work);
@@ -68,7 +83,6 @@ class Watchdog {
   static constexpr double kLastWords = 0.75;  // s
 
  private:
-  struct State;
   class Watcher;
   void begin_call(CallKind kind, int64_t n_elem);
   void end_call();
