@@ -111,9 +111,9 @@ TEST(Hangs, ASaveThatDoesNotMoveIsEndedBesideTheSteps) {
 TEST(Hangs, ASlowDiskIsNone) {
   FaultRun run;
   auto launch = run.start(
-      "rank=3 call=write path=/checkpoints/step-00000005 nth=1+ do=sleep:1; "
-      "rank=3 call=fsync path=/checkpoints/step-00000005 nth=1+ do=sleep:2; "
-      "rank=0 call=file path=/checkpoints/step-00000040 nth=1+ do=sleep:0.5",
+      "rank=3 call=write path=/checkpoints/step-00000005 nth=1+ do=sleep:0.25; "
+      "rank=3 call=fsync path=/checkpoints/step-00000005 nth=1+ do=sleep:1.5; "
+      "rank=0 call=file path=/checkpoints/step-00000040 nth=1+ do=sleep:0.15",
       4, {"--run.hang_timeout=3"});
   const Outcome outcome = launch->wait(120.0);
   EXPECT_EQ(outcome.exit_code, 0) << outcome.text();

@@ -100,6 +100,18 @@ void Checkpoints::finish_or_drop() {
   finish();
 }
 
+void Checkpoints::drop() {
+  if (stage_ == Stage::committing) return finish();
+  if (stage_ == Stage::writing) {
+    world_.watchdog().enter(RunPhase::save, step_);
+    if (thread_.valid()) thread_.wait();
+    world_.barrier();  // nobody writes any more
+    if (world_.rank() == 0) remove_quietly(temp_);
+    thread_ = {};
+  }
+  stage_ = Stage::none;
+}
+
 void Checkpoints::capture(int64_t step, std::optional<double> eval_loss) {
   ASSERT(stage_ == Stage::none);
   own_stall_seconds_ = 0.0;

@@ -46,6 +46,7 @@ class Checkpoints {
   void finish();
   void finish_between_steps();  // the same, which steps wait for
   void finish_or_drop();        // the same, but what was only copied is given up
+  void drop();                  // the same, but what is not being committed is given up
 
   bool is_under_way() const { return stage_ != Stage::none; }
   int64_t n_written() const { return n_written_; }             // by this process

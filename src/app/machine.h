@@ -40,6 +40,9 @@ struct Machine {
 // What model.dtype means on a GPU: "auto" is bfloat16 where the GPU has it, else float16.
 DType dtype_on_gpu(const std::string& dtype, int compute_capability);
 
+// Fails with usage where parallel.collectives cannot be had on the CPU.
+void check_cpu_collectives(const Config& config);
+
 // Whether host memory holds what the arena wants of it; then, a usage error where it does not.
 bool host_memory_holds(const Arena& arena, const Machine& machine);
 void check_host_memory(const Arena& arena, const Machine& machine);

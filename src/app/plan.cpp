@@ -47,8 +47,10 @@ void set_machine(Plan& plan) {
   plan.gpu = c.run.backend != "cpu";
   plan.machine.dtype = dtype_of(c, plan.gpu);
   if (!plan.gpu) {
+    check_cpu_collectives(c);
     const double bytes = kShareOfMemory * static_cast<double>(available_memory());
-    plan.machine.budget = static_cast<int64_t>(bytes) / plan.ranks;
+    plan.machine.budget = static_cast<int64_t>(bytes) / plan.ranks_on_node;
+    plan.machine.is_host = true;
     return;
   }
   plan.machine.row_multiple = kCudaRowMultiple;
@@ -113,7 +115,7 @@ std::string reason(const Plan& plan) {
   if (plan.taken < 0) {
     const StrategyPlan& least = *std::min_element(
         plan.strategies.begin(), plan.strategies.end(),
-        [](const auto& a, const auto& b) { return a.total_bytes < b.total_bytes; });
+        [](const auto& a, const auto& b) { return a.needed_bytes < b.needed_bytes; });
     const Config& c = plan.config;
     std::string remedy = "lower train.micro_batch_size or data.seq_len";
     if (c.train.recompute == "none" || c.train.recompute == "mlp")
@@ -123,7 +125,7 @@ std::string reason(const Plan& plan) {
     if (plan.gpu && c.train.method == "full" && !c.parallel.offload_optimizer)
       remedy += ", set parallel.offload_optimizer = true";
     return fmt::format("none fits: {} needs the least, {} a rank of {}; {}, or plan for more ranks",
-                       least.strategy, text_of_bytes(least.total_bytes),
+                       least.strategy, text_of_bytes(least.needed_bytes),
                        text_of_bytes(plan.machine.budget), remedy);
   }
   const auto taken = static_cast<size_t>(plan.taken);
@@ -169,14 +171,18 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   StrategyPlan plan;
   plan.strategy = strategy;
   plan.policy = wanted_recompute(job, backend, last, machine.budget);
-  plan.passes_together = choose_passes(job, backend, last, plan.policy, [&](const Arena& arena) {
-    return arena.bytes() <= machine.budget;
-  });
+  const auto needed = [&](const Arena& arena) {
+    return arena.bytes() + (machine.is_host ? arena.host_bytes() : 0);
+  };
+  plan.passes_together =
+      choose_passes(job, backend, last, plan.policy,
+                    [&](const Arena& arena) { return needed(arena) <= machine.budget; });
   const Trainer largest(job, backend, last, plan.policy, plan.passes_together);
   for (const MemoryClass m : kMemoryClasses)
     plan.bytes[static_cast<size_t>(m)] = largest.arena().bytes(m);
   plan.total_bytes = largest.arena().bytes();
-  plan.fits = plan.total_bytes <= machine.budget;
+  plan.needed_bytes = needed(largest.arena());
+  plan.fits = plan.needed_bytes <= machine.budget;
   Trainer busiest(job, backend, first, plan.policy, plan.passes_together);
   busiest.place();
   busiest.train_step(1);  // which gathers what later steps find there
@@ -192,11 +198,12 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   return plan;
 }
 
-Plan make_plan(const std::string& input, const Config& config, int ranks) {
+Plan make_plan(const std::string& input, const Config& config, int ranks, int ranks_on_node) {
   Plan plan;
   plan.input = input;
   plan.config = config;
   plan.ranks = ranks;
+  plan.ranks_on_node = ranks_on_node;
   set_machine(plan);
   Job job = read_job(config, ranks);
   plan.warnings = job.warnings;
