@@ -74,52 +74,5 @@ TEST(Hangs, ASlowRankIsNone) {
   EXPECT_TRUE(run.result().adapter == FaultRun::reference().adapter);
 }
 
-// A save whose disk stands still is over as soon, though the training goes on beside it and the next
-// save is far: steps take seconds by then.
-TEST(Hangs, ASaveThatDoesNotMoveIsEndedBesideTheSteps) {
-  constexpr double kTimeout = 3.0;
-  struct Save {
-    const char *file, *fault;
-  };
-  const std::vector<Save> saves = {
-      {"shard-00002-of-00004.h5",
-       "rank=2 call=write path=/checkpoints/step-00000005 nth=2 do=sleep:1000"},
-      {"adapter/adapter_model.safetensors",
-       "rank=0 call=fsync path=/adapter/adapter_model.safetensors nth=1 do=sleep:1000"},
-      {"manifest.json", "rank=0 call=rename path=/manifest.json nth=1 do=sleep:1000"},
-  };
-  FaultRun run;
-  for (const Save& save : saves) {
-    SCOPED_TRACE(save.fault);
-    run.clear();
-    auto launch = run.start(fmt::format("{}; rank=1 call=MPI_Isend nth=60+ do=sleep:0.5", save.fault),
-                            4, {fmt::format("--run.hang_timeout={}", kTimeout), "--eval.every=0"});
-    const Outcome outcome = launch->wait(60.0);
-    expect_named(outcome, save.fault[5] - '0');
-    EXPECT_NE(outcome.err.find("in writing checkpoint step 5, file "), std::string::npos)
-        << outcome.text();
-    EXPECT_NE(outcome.err.find(fmt::format("/{};", save.file)), std::string::npos)
-        << outcome.text();
-    expect_over_soon(*launch, outcome, kTimeout + kMoreSeconds);
-    EXPECT_GT(run.last_step(), 6);
-    EXPECT_LT(run.last_step(), 10);  // so it was not the next save that noticed
-  }
-  run.expect_finishes_as_if_nothing_was();
-}
-
-// A disk that takes its time for each write and sync moves.
-TEST(Hangs, ASlowDiskIsNone) {
-  FaultRun run;
-  auto launch = run.start(
-      "rank=3 call=write path=/checkpoints/step-00000005 nth=1+ do=sleep:0.25; "
-      "rank=3 call=fsync path=/checkpoints/step-00000005 nth=1+ do=sleep:1.5; "
-      "rank=0 call=file path=/checkpoints/step-00000040 nth=1+ do=sleep:0.15",
-      4, {"--run.hang_timeout=3"});
-  const Outcome outcome = launch->wait(120.0);
-  EXPECT_EQ(outcome.exit_code, 0) << outcome.text();
-  EXPECT_GT(launch->struck().size(), 20u);
-  EXPECT_TRUE(run.result().adapter == FaultRun::reference().adapter);
-}
-
 }  // namespace
 }  // namespace utrain

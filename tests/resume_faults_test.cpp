@@ -75,7 +75,8 @@ TEST_F(ResumeFaults, AllDamagedOrTheNamedOne) {
 // A check before a job has one rank, whatever the run has: it says what is true of the run.
 TEST_F(ResumeFaults, ACheckSpeaksOfTheRanksOfTheRun) {
   interrupt("whole", 10, "parts");
-  const std::string changed = "equal to rounding, not to the bit: ", on_two = "to the bit on 2 ranks";
+  const std::string changed = "equal to rounding, not to the bit: ",
+                    on_two = "to the bit on 2 ranks";
   const auto checked = [&](int ranks, Words more, const char* tasks) {
     more.push_back("--check");
     ::setenv("SLURM_NTASKS", tasks, 1);
@@ -87,8 +88,8 @@ TEST_F(ResumeFaults, ACheckSpeaksOfTheRanksOfTheRun) {
   const auto has = [](const std::string& text, const std::string& words) {
     return text.find(words) != std::string::npos;
   };
-  for (const std::string& text : {checked(kAlone, {}, "1"), checked(kAlone, {"--ranks=2"}, "1"),
-                                  checked(1, {}, "2")}) {
+  for (const std::string& text :
+       {checked(kAlone, {}, "1"), checked(kAlone, {"--ranks=2"}, "1"), checked(1, {}, "2")}) {
     EXPECT_TRUE(has(text, on_two)) << text;
     EXPECT_FALSE(has(text, changed)) << text;
   }

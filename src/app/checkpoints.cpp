@@ -155,11 +155,11 @@ void Checkpoints::begin_writing(bool wait) {
 
 std::future<Checkpoints::Written> Checkpoints::write_beside(
     std::function<Written(const FileSign& sign)> write) {
-  return std::async(std::launch::async, [&watchdog = world_.watchdog(), step = step_,
-                                         write = std::move(write)] {
-    const Watchdog::InSave save(watchdog, step);
-    return write([&save](const std::string& file) { save.at(file); });
-  });
+  return std::async(std::launch::async,
+                    [&watchdog = world_.watchdog(), step = step_, write = std::move(write)] {
+                      const Watchdog::InSave save(watchdog, step);
+                      return write([&save](const std::string& file) { save.at(file); });
+                    });
 }
 
 Checkpoints::Work Checkpoints::work() {

@@ -174,9 +174,9 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   const auto needed = [&](const Arena& arena) {
     return arena.bytes() + (machine.is_host ? arena.host_bytes() : 0);
   };
-  plan.passes_together =
-      choose_passes(job, backend, last, plan.policy,
-                    [&](const Arena& arena) { return needed(arena) <= machine.budget; });
+  plan.passes_together = choose_passes(job, backend, last, plan.policy, [&](const Arena& arena) {
+    return needed(arena) <= machine.budget;
+  });
   const Trainer largest(job, backend, last, plan.policy, plan.passes_together);
   for (const MemoryClass m : kMemoryClasses)
     plan.bytes[static_cast<size_t>(m)] = largest.arena().bytes(m);

@@ -29,10 +29,10 @@ std::string assumptions(const Plan& plan, bool offloads) {
   std::string text;
   const auto line = [&](const std::string& words) { text += fmt::format("  {}\n", words); };
   if (!plan.gpu) {
-    line(
-        fmt::format("memory: 0.9 of what this machine has available, for {} rank{} on it, with what "
-                    "they offload; how fast it computes is not known here",
-                    plan.ranks_on_node, plan.ranks_on_node == 1 ? "" : "s"));
+    line(fmt::format(
+        "memory: 0.9 of what this machine has available, for {} rank{} on it, with what "
+        "they offload; how fast it computes is not known here",
+        plan.ranks_on_node, plan.ranks_on_node == 1 ? "" : "s"));
     return text;
   }
   if (offloads) line("host memory: whether a node has it for all its ranks only a run can tell");
@@ -142,7 +142,8 @@ std::string plan_table(const Plan& plan) {
   }
   for (const StrategyPlan& s : plan.strategies) {
     if (!s.fits)
-      out += fmt::format("  {} does not fit: needs {}\n", s.strategy, text_of_bytes(s.needed_bytes));
+      out +=
+          fmt::format("  {} does not fit: needs {}\n", s.strategy, text_of_bytes(s.needed_bytes));
   }
   for (const std::string& warning : plan.warnings) out += fmt::format("  warning: {}\n", warning);
   return out + assumptions(plan, offloads) + plan.why + "\n";

@@ -17,7 +17,7 @@ struct Resumed {
   Checkpoint checkpoint;
   std::array<double, kStepStates> optimizer;  // indexed by StepState
   RunTotals totals;
-  bool of_this_run = true;          // it lies in run.dir
+  bool of_this_run = true;  // it lies in run.dir
   // Newer ones in run.dir.
   std::vector<std::string> damaged;  // and told
   std::vector<std::string> unused;   // passed over by name

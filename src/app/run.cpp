@@ -107,9 +107,9 @@ void Run::save() {
   world_.first_rank([&] {
     if (!p_.job->is_full()) {
       totals_.output_path = directory_->adapter_path();
-      totals_.output_tensors = save_adapter(totals_.output_path, p_.trainer->model_state().layout(),
-                                            parameters_, p_.job->config,
-                                            [&](const auto&) { world_.watchdog().progress(); });
+      totals_.output_tensors =
+          save_adapter(totals_.output_path, p_.trainer->model_state().layout(), parameters_,
+                       p_.job->config, [&](const auto&) { world_.watchdog().progress(); });
     }
     directory_->write_text("input.resolved.toml", print_config(p_.job->config));
   });
@@ -239,8 +239,9 @@ void Run::fail_diverged(const std::string& what) {
   // What is under way is of an earlier step, and good.
   checkpoints_->finish_or_drop();
   end_failing(ExitCode::diverged,
-              what + "; lower train.lr, raise train.warmup_steps, or look for damaged weights and "
-                     "data");
+              what +
+                  "; lower train.lr, raise train.warmup_steps, or look for damaged weights and "
+                  "data");
 }
 
 void Run::compare(int64_t step, const std::string& replicas) {

@@ -107,7 +107,8 @@ std::vector<float> read_back(const std::string& temp, const CheckpointContents& 
       const int64_t end = slice.begin + slice.n_elem;
       for (int64_t begin = slice.begin; begin < end; begin += kPiece) {
         show(sign, temp + "/" + shard_name(rank, ranks));
-        shard.read("parameters", {begin, std::min(kPiece, end - begin)}, &parameters[static_cast<size_t>(begin)]);
+        shard.read("parameters", {begin, std::min(kPiece, end - begin)},
+                   &parameters[static_cast<size_t>(begin)]);
       }
     }
   }

@@ -31,12 +31,12 @@ po::options_description make_flags() {
       ("dry-run", value("N"), "train N steps, write nothing but metrics")     //
       ("dump", value("FILE"),
        "forward and backward of the first batch, no update: loss, logits and gradients as "
-       "safetensors")                                                                //
-      ("plan", "memory and communication of the four strategies, no GPU needed")     //
+       "safetensors")                                                                           //
+      ("plan", "memory and communication of the four strategies, no GPU needed")                //
       ("ranks", value("N"), "ranks that --plan or --check is for, instead of those there are")  //
-      ("json", "--plan as JSON")                                                     //
-      ("print-config", "print the input with all defaults and overrides, exit")      //
-      ("help", "this text")                                                          //
+      ("json", "--plan as JSON")                                                                //
+      ("print-config", "print the input with all defaults and overrides, exit")                 //
+      ("help", "this text")                                                                     //
       ("help-config", value("SECTION")->implicit_value(""),
        "every key of input.toml, or those of one section")  //
       ("version", "version, compiler and libraries");

@@ -280,8 +280,8 @@ int sync_file_data(int fd, int64_t bytes, const FileSign& sign, const std::strin
   };
   int error = go_over(SYNC_FILE_RANGE_WRITE);
   if (error == 0)
-    error = go_over(SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
-                    SYNC_FILE_RANGE_WAIT_AFTER);
+    error =
+        go_over(SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
   show(sign, path);
   if (error == 0 && ::fsync(fd) != 0) error = errno;
   show(sign, path);
