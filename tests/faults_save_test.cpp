@@ -24,17 +24,18 @@ void expect_told(const Outcome& outcome, int rank, const std::string& file) {
 TEST(SaveWatch, IsSilentSinceTheLastSign) {
   SaveWatch watch;
   EXPECT_FALSE(watch.look(1.0).has_value());
-  watch.begin(7, 5.0);
+  watch.set_limit(5.0);
+  std::optional<SaveWatch::Writing> save(std::in_place, watch, 7);
   EXPECT_EQ(watch.look(4.0)->silent, 0.0);
   EXPECT_EQ(watch.look(4.0)->silent, 4.0);
   EXPECT_FALSE(watch.look(0.5)->hangs());
-  watch.at("/run/a");
+  save->at("/run/a");
   EXPECT_EQ(watch.look(4.0)->silent, 0.0);
   EXPECT_TRUE(watch.look(5.0)->hangs());
   EXPECT_EQ(watch.look(0.0)->file, "/run/a");
-  watch.end();
+  save.reset();
   EXPECT_FALSE(watch.look(9.0).has_value());
-  watch.begin(8, 5.0);
+  save.emplace(watch, 8);
   EXPECT_EQ(watch.look(9.0)->silent, 0.0);
 }
 
@@ -102,7 +103,7 @@ int run_rank(int argc, char** argv) {
   world.watch_in(argv[1]);
   std::thread writer([&world] {
     if (world.rank() != 2) return;
-    const Watchdog::InSave save(world.watchdog(), 5);
+    const SaveWatch::Writing save(world.watchdog().saves(), 5);
     save.at("/frozen/shard");
     std::this_thread::sleep_for(std::chrono::seconds(60));
   });

@@ -156,8 +156,8 @@ void Checkpoints::begin_writing(bool wait) {
 std::future<Checkpoints::Written> Checkpoints::write_beside(
     std::function<Written(const FileSign& sign)> write) {
   return std::async(std::launch::async,
-                    [&watchdog = world_.watchdog(), step = step_, write = std::move(write)] {
-                      const Watchdog::InSave save(watchdog, step);
+                    [&saves = world_.watchdog().saves(), step = step_, write = std::move(write)] {
+                      const SaveWatch::Writing save(saves, step);
                       return write([&save](const std::string& file) { save.at(file); });
                     });
 }

@@ -16,6 +16,10 @@ void write_error_line(const std::string& text);  // to file descriptor 2, in one
 enum class Claim { mine, taken, unknown };
 // Of those who ask for the same path, one gets it: the file is made, with the text in it.
 Claim claim_file(const std::string& path, const std::string& text);
+// One line on all nodes: from who makes the file, which a file system that stands still does not
+// hold back. Without files a node knows itself alone: those go first that have found more than ranks
+// that wait (is_weak), and of them the lower node. node: -1 where there is but one.
+void say_once(const std::string& text, const std::string& crash_dir, int node, bool is_weak);
 void write_crash_file(const std::string& path, const std::string& text);
 
 }  // namespace utrain

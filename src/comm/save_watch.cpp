@@ -6,11 +6,16 @@
 
 namespace utrain {
 
-void SaveWatch::begin(int64_t step, double limit) {
+void SaveWatch::set_limit(double seconds) {
+  const std::lock_guard lock(mutex_);
+  view_.limit = seconds;
+}
+
+void SaveWatch::begin(int64_t step) {
   const std::lock_guard lock(mutex_);
   is_under_way_ = true;
   ++n_signs_;
-  view_ = {step, "", limit, 0.0};
+  view_ = {step, "", view_.limit, 0.0};
 }
 
 void SaveWatch::at(const std::string& file) {

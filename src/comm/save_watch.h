@@ -11,10 +11,20 @@ namespace utrain {
 
 class SaveWatch {
  public:
-  // From the thread that writes. limit, s: without a sign.
-  void begin(int64_t step, double limit);
-  void at(const std::string& file);  // a sign
-  void end();
+  void set_limit(double seconds);  // without a sign
+
+  // As long as it lives, the calling thread writes a checkpoint.
+  class Writing {
+   public:
+    Writing(SaveWatch& watch, int64_t step) : watch_(watch) { watch_.begin(step); }
+    ~Writing() { watch_.end(); }
+    Writing(const Writing&) = delete;
+    Writing& operator=(const Writing&) = delete;
+    void at(const std::string& file) const { watch_.at(file); }  // where it is: a sign
+
+   private:
+    SaveWatch& watch_;
+  };
 
   struct View {
     int64_t step = 0;
@@ -28,6 +38,10 @@ class SaveWatch {
   std::optional<View> look(double elapsed);
 
  private:
+  void begin(int64_t step);
+  void at(const std::string& file);
+  void end();
+
   std::mutex mutex_;
   bool is_under_way_ = false;
   int64_t n_signs_ = 0, n_seen_ = 0;

@@ -13,7 +13,6 @@
 #include "comm/heartbeats.h"
 #include "comm/last_words.h"
 #include "comm/quiet_thread.h"
-#include "comm/save_watch.h"
 #include "comm/verdict.h"
 #include "core/error.h"
 #include "core/process.h"
@@ -30,7 +29,6 @@ constexpr double kLongestPeriod = 1.0;  // s
 // s more for last words where there are other nodes, with and without files
 constexpr double kOtherNodes = 0.5, kUnknownNodes = 1.5;
 constexpr int64_t kBytesOfASign = 1 << 20;
-constexpr double kClaiming = 0.75;          // s
 constexpr int kVerdicts = 10;               // in a row
 constexpr double kSilentMoment = 0.5;       // s
 constexpr double kAfterTheFirst = 0.75;     // s until others end who had not to say it
@@ -55,7 +53,7 @@ struct Watchdog::State {
   std::shared_ptr<Heartbeats> heartbeats;
   std::map<const void*, std::function<void()>> at_hang;
   CallRing ring;
-  SaveWatch save;
+  SaveWatch saves;
 };
 
 // The thread. It takes no lock for longer than a copy, touches no file and waits for nobody.
@@ -131,7 +129,7 @@ class Watchdog::Watcher {
   }
 
   void look_at_save(double elapsed) {
-    const std::optional<SaveWatch::View> save = state_->save.look(elapsed);
+    const std::optional<SaveWatch::View> save = state_->saves.look(elapsed);
     if (!save) return;
     RankSlot& own = board_->slot(place_.local_rank);
     // Whoever waits for it is judged by it.
@@ -218,9 +216,8 @@ class Watchdog::Watcher {
       // Processes that do not know each other yet: the first one to say it ends them all.
       if (!has_joined_)
         std::this_thread::sleep_for(std::chrono::milliseconds(800) * std::min(place_.rank, 2));
-      tasks.push_back([text, crash_dir, place = place_, weak = is_weak_] {
-        say(text, crash_dir, place, weak);
-      });
+      const int node = place_.n_nodes > 1 ? place_.node : -1;
+      tasks.push_back([=, weak = is_weak_] { say_once(text, crash_dir, node, weak); });
     }
     if (!crash_dir.empty()) {
       tasks.push_back([state = state_, crash_dir, who, rank = place_.rank] {
@@ -248,22 +245,6 @@ class Watchdog::Watcher {
                                   kPeriod * std::min(place_.local_rank, 10));
     }
     _exit(static_cast<int>(ExitCode::internal));
-  }
-
-  // One line on all nodes: from who makes the file. Without files a node knows itself alone: those
-  // go first that have found more than ranks that wait, and of them the lower node.
-  static void say(const std::string& text, const std::string& crash_dir, const Place& place,
-                  bool is_weak) {
-    if (place.n_nodes > 1 && !crash_dir.empty()) {
-      // A file system that stands still must not hold back the line.
-      const auto claim = std::make_shared<std::atomic<Claim>>(Claim::unknown);
-      run_bounded({[=] { *claim = claim_file(crash_dir + "/hang.txt", text); }}, kClaiming);
-      if (*claim == Claim::taken) return;
-    } else if (place.n_nodes > 1) {
-      std::this_thread::sleep_for(
-          std::chrono::milliseconds((is_weak ? 1500 : 0) + 100 * std::min(place.node, 5)));
-    }
-    write_error_line(text);
   }
 
   // Of other nodes nothing is known: their files get all the time.
@@ -297,7 +278,7 @@ Watchdog::Watchdog(int64_t timeout, int rank, const std::string& who)
   state_->who = who;
   state_->place.rank = rank;
   slot_->rank = rank;
-  show(now_);
+  set_timeout(timeout);
   slot_->state = RankSlot::here;
   watcher_ = std::make_unique<Watcher>(state_);
 }
@@ -310,6 +291,7 @@ Watchdog::~Watchdog() {
 
 void Watchdog::set_timeout(int64_t timeout) {
   timeout_ = timeout;
+  state_->saves.set_limit(to_seconds(limit_ms(RunPhase::save)));
   show(now_);
 }
 
@@ -352,6 +334,10 @@ void Watchdog::step_took(double seconds) {
   slowest_step_ = std::max(slowest_step_, seconds);
 }
 
+SaveWatch& Watchdog::saves() {
+  return state_->saves;
+}
+
 void Watchdog::begin_call(CallKind kind, int64_t n_elem) {
   ++now_.number;
   now_.kind = kind;
@@ -384,18 +370,6 @@ int64_t Watchdog::limit_ms(RunPhase phase) const {
   if (phase != RunPhase::step || slowest_step_ == 0.0) return 1000 * kTimeout;
   return static_cast<int64_t>(
       1e3 * std::clamp(10.0 * slowest_step_, double{kLeastOfStep}, double{kTimeout}));
-}
-
-Watchdog::InSave::InSave(Watchdog& watchdog, int64_t step) : state_(watchdog.state_) {
-  state_->save.begin(step, to_seconds(watchdog.limit_ms(RunPhase::save)));
-}
-
-Watchdog::InSave::~InSave() {
-  state_->save.end();
-}
-
-void Watchdog::InSave::at(const std::string& file) const {
-  state_->save.at(file);
 }
 
 void Watchdog::at_hang(const void* key, std::function<void()> work) {

@@ -6,8 +6,8 @@
 //   What is waited for is covered so: calls of MPI and NCCL, files, locks, GPU work and threads are
 // all waited for by the main thread, which shows no progress meanwhile. A call that waits for ranks
 // is an InCall; work that may be long shows progress() as it goes, and so does what is read and
-// written, a MB at a time, outside of steps. What a thread writes beside the steps is an InSave, and
-// hangs by itself. Time in which the whole process stood still (a suspended job) does not count.
+// written, a MB at a time, outside of steps. What a thread writes beside the steps is a
+// SaveWatch::Writing, and hangs by itself. Time in which the whole process stood still (a suspended job) does not count.
 #pragma once
 
 #include <cstdint>
@@ -18,13 +18,12 @@
 #include <vector>
 
 #include "comm/board.h"
+#include "comm/save_watch.h"
 #include "comm/stamp.h"
 
 namespace utrain {
 
 class Watchdog {
-  struct State;
-
  public:
   static constexpr int64_t kTimeout = 600;     // s
   static constexpr int64_t kLeastOfStep = 60;  // s, and 10 x the slowest step, once it is known
@@ -49,6 +48,7 @@ class Watchdog {
   void enter(RunPhase phase, int64_t step = 0);
   void progress();  // from any thread
   void step_took(double seconds);
+  SaveWatch& saves();  // for what another thread writes
 
   class InCall {
    public:
@@ -63,19 +63,6 @@ class Watchdog {
     Watchdog& watchdog_;
   };
 
-  // A checkpoint that the calling thread writes, whatever the main thread does meanwhile.
-  class InSave {
-   public:
-    InSave(Watchdog& watchdog, int64_t step);
-    ~InSave();
-    InSave(const InSave&) = delete;
-    InSave& operator=(const InSave&) = delete;
-    void at(const std::string& file) const;  // where it is; a sign that it moves
-
-   private:
-    const std::shared_ptr<State> state_;
-  };
-
   // To be done before the process ends itself, while others may do the same; nobody waits for it
   // longer than kLastWords. It must not touch what the main thread may hold locked.
   void at_hang(const void* key, std::function<void()> work);
@@ -83,6 +70,7 @@ class Watchdog {
   static constexpr double kLastWords = 0.75;  // s
 
  private:
+  struct State;
   class Watcher;
   void begin_call(CallKind kind, int64_t n_elem);
   void end_call();
