@@ -1,10 +1,6 @@
-// Ordered sums over NCCL: every rank owns one slice, receives it from all others, adds in rank
-// order, and gives the sum to all. ncclAllReduce chooses an order by algorithm and size, so it
-// cannot keep the order promise of comm/collectives.h.
-//   All of it runs on a stream of its own, or that of other collectives. Events tie it to the
-// backend's stream: what was told before a call comes before it, what is told after its wait() or
-// finish() comes after. The host waits in scalar calls alone. Sums go in windows, so that what was
-// received fits into the scratch memory.
+// Ordered sums over NCCL. All of it runs on a stream of its own, or that of other collectives. Events
+// tie it to the backend's stream: what was told before a call comes before it, what is told after
+// its wait() or finish() comes after. The host waits in scalar calls alone.
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -20,8 +16,7 @@
 #include "handle.h"
 #include "nccl_communicator.h"
 #include "nccl_lane.h"
-#include "peer_memory.h"
-#include "rank_sum.h"
+#include "rank_exchange.h"
 #include "waits.h"
 
 namespace utrain {
@@ -39,10 +34,10 @@ class NcclCollectives : public Collectives {
         watchdog_(options.watchdog),
         backend_stream_(cuda::stream_of(backend)),
         free_at_start_(cuda::free_bytes()),
-        lane_(lane_of(size, options)),
-        lane_bytes_(options.beside == nullptr ? lane_->scratch_bytes : 0),
+        copy_engines_(options.copy_engines && size > 1),
+        lane_(lane_of(options)),
         backend_reached_(cuda::make_event()),
-        part_bytes_(cuda::bytes_of_part(lane_->scratch_bytes, size)),
+        exchange_(rank, size, options.scratch_bytes),
         scalars_(cuda::make_device_memory(kScalarBytes * size)),
         host_scalars_(cuda::make_pinned(kScalarBytes * size)) {
     for (int64_t i = 0; i < kEnds; ++i) ends_.push_back(cuda::make_event());
@@ -51,7 +46,10 @@ class NcclCollectives : public Collectives {
   ~NcclCollectives() override {
     if (!comm_) return;
     if (watchdog_ != nullptr) watchdog_->forget(this);
-    if (!lane_->failed()) cudaStreamSynchronize(stream());
+    if (!lane_->failed()) {
+      exchange_.drain(stream());
+      cudaStreamSynchronize(stream());
+    }
     std::erase(lane_->communicators, &*comm_);
   }
 
@@ -62,8 +60,9 @@ class NcclCollectives : public Collectives {
     lane_->communicators.push_back(&*comm_);
     if (watchdog_ != nullptr)
       watchdog_->at_hang(this, [comm = comm_->get()] { ncclCommAbort(comm); });
+    if (copy_engines_) exchange_.open_mailbox(gather_bytes(), agree());
     take_memory();
-    reserve_bytes_ = std::max(lane_bytes_, free_at_start_ - cuda::free_bytes());
+    reserve_bytes_ = std::max(exchange_.scratch_bytes(), free_at_start_ - cuda::free_bytes());
     deadline_ = Clock::time_point::max();
   }
 
@@ -81,8 +80,8 @@ class NcclCollectives : public Collectives {
     const Tensor whole = flat(x, n);
     if (size_ > 1 && n > 0) {
       const Tensor own = whole.columns(slice_begin(n, rank_, size_), slice_size(n, rank_, size_));
-      sum_slice(own, whole);
-      gather_slices(whole, own);
+      exchange_.sum_slice(*comm_, own, whole, stream());
+      exchange_.gather(*comm_, whole, own, stream());
     }
     queued();
   }
@@ -90,14 +89,14 @@ class NcclCollectives : public Collectives {
   void begin_reduce_scatter_sum(const Tensor& shard, const Tensor& x) override {
     const Begun begun(*this, CallKind::reduce_scatter, x.n_elem());
     const int64_t n = x.n_elem();
-    sum_slice(flat(shard, slice_size(n, rank_, size_)), flat(x, n));
+    exchange_.sum_slice(*comm_, flat(shard, slice_size(n, rank_, size_)), flat(x, n), stream());
     queued();
   }
 
   void begin_all_gather(const Tensor& whole, const Tensor& shard) override {
     const Begun begun(*this, CallKind::all_gather, whole.n_elem());
     const int64_t n = whole.n_elem();
-    gather_slices(flat(whole, n), flat(shard, slice_size(n, rank_, size_)));
+    exchange_.gather(*comm_, flat(whole, n), flat(shard, slice_size(n, rank_, size_)), stream());
     queued();
   }
 
@@ -128,7 +127,7 @@ class NcclCollectives : public Collectives {
     const Begun begun(*this, CallKind::broadcast, x.n_elem());
     ASSERT(root >= 0 && root < size_);
     const Tensor whole = flat(x, x.n_elem());
-    if (whole.cols > 0) broadcast_bytes(whole.data, whole.cols * size_of(x.dtype), root);
+    if (whole.cols > 0) comm_->broadcast(whole.data, whole.cols * size_of(x.dtype), root, stream());
     queued();
     finish();
   }
@@ -143,8 +142,7 @@ class NcclCollectives : public Collectives {
 
   int64_t all_reduce_max(int64_t x) override {
     const Numbered numbered(*this, CallKind::scalar);
-    const std::vector<int64_t> values = gather_scalars(x);
-    return *std::max_element(values.begin(), values.end());
+    return max_of(gather_scalars(x));
   }
 
   void barrier() override {
@@ -153,51 +151,39 @@ class NcclCollectives : public Collectives {
   }
 
   void share(std::span<const Tensor> shards) override {
-    if (size_ == 1) return;
     CUDA_CHECK(cudaStreamSynchronize(backend_stream_));  // they are written
-    auto peers =
-        cuda::PeerMemory::open(shards, rank_, size_, [this](std::byte* all, int64_t bytes) {
-          gather_bytes(all, all + rank_ * bytes, bytes);
-          wait_on_host();
-        });
-    // Where one cannot, all gather.
-    if (all_reduce_max(peers == nullptr) == 0) peers_.push_back(std::move(peers));
+    exchange_.share(shards, gather_bytes(), agree());
   }
 
-  // A gather of a few bytes: what is queued after it begins when all ranks have reached it.
   void shared_changed() override {
-    if (peers_.empty()) return;
+    if (!exchange_.shares()) return;
     const Begun begun(*this, CallKind::barrier, 0);
-    auto* device = static_cast<std::byte*>(scalars_.get());
-    gather_bytes(device, device + rank_ * kScalarBytes, kScalarBytes);
+    exchange_.meet(stream());
     queued();
   }
 
  private:
-  static std::shared_ptr<cuda::Lane> lane_of(int size, const NcclOptions& options) {
-    if (options.beside == nullptr)
-      return cuda::make_lane(cuda::bytes_of_part(options.scratch_bytes, size) * (size - 1));
+  static std::shared_ptr<cuda::Lane> lane_of(const NcclOptions& options) {
+    if (options.beside == nullptr) return cuda::make_lane();
     const auto* beside = dynamic_cast<const NcclCollectives*>(options.beside);
-    ASSERT(beside != nullptr && beside->size_ >= size);
+    ASSERT(beside != nullptr);
     return beside->lane_;
+  }
+
+  cuda::RankExchange::Gather gather_bytes() {
+    return [this](std::byte* all, int64_t bytes) {
+      comm_->gather(all, all + rank_ * bytes, bytes, stream());
+      wait_on_host();
+    };
+  }
+  cuda::RankExchange::Agree agree() {
+    return [this](bool own) { return max_of(gather_scalars(int64_t{!own})) == 0; };
   }
 
   // NCCL takes the memory of a connection or an algorithm when it is first used: now, not in a
   // step.
   void take_memory() {
-    const int64_t n = size_ * kBlock, bytes = n * size_of(DType::f32);
-    const cuda::DeviceMemory probe = cuda::make_device_memory(bytes);
-    CUDA_CHECK(cudaMemsetAsync(probe.get(), 0, bytes, stream()));
-    const Tensor whole = make_tensor(probe.get(), DType::f32, 1, n);
-    const Tensor own = whole.columns(slice_begin(n, rank_, size_), kBlock);
-    sum_slice(own, whole);
-    send_slices(whole, own);
-    if (size_ > 1) {
-      const int64_t share =
-          part_bytes_ * (size_ - 1) / size_ / cuda::kPartAlignment * cuda::kPartAlignment;
-      gather_bytes(part_of(0), part_of(0) + rank_ * share, share);
-      broadcast_bytes(part_of(0), share, 0);
-    }
+    exchange_.use_all(*comm_, stream());
     gather_scalars(int64_t{0});
   }
 
@@ -223,83 +209,6 @@ class NcclCollectives : public Collectives {
     return ends_[static_cast<size_t>(number % kEnds)].get();
   }
 
-  void sum_slice(const Tensor& shard, const Tensor& x) {
-    ASSERT(shard.dtype == x.dtype);
-    if (x.dtype == DType::f32) return sum_slice(shard.as<float>(), x.as<float>(), x.cols);
-    if (x.dtype == DType::f64) return sum_slice(shard.as<double>(), x.as<double>(), x.cols);
-    ASSERT(!"sums over ranks are taken in float32 or float64");
-  }
-
-  // Every rank gets its slice from all others, window by window, and adds. In place is safe: a rank
-  // writes its own slice only, and never sends that.
-  template <class T>
-  void sum_slice(T* shard, const T* x, int64_t n) {
-    const int64_t window_elems = part_bytes_ / static_cast<int64_t>(sizeof(T));
-    const T* slice = x + slice_begin(n, rank_, size_);
-    for (int64_t begin = 0; begin < longest_slice(n); begin += window_elems) {
-      // Elements of a rank's slice that lie in this window: 0 where the slice is shorter.
-      const auto in_window = [&](int r) {
-        return std::clamp<int64_t>(slice_size(n, r, size_) - begin, 0, window_elems);
-      };
-      const int64_t own = in_window(rank_);
-      NCCL_CHECK(ncclGroupStart());
-      for (int i = 1; i < size_; ++i) {
-        const int to = (rank_ + i) % size_, from = (rank_ + size_ - i) % size_;
-        send(x + slice_begin(n, to, size_) + begin, in_window(to) * sizeof(T), to);
-        receive(part_of(from < rank_ ? from : from - 1), own * sizeof(T), from);
-      }
-      NCCL_CHECK(ncclGroupEnd());
-      const cuda::RankParts<T> parts{slice + begin, reinterpret_cast<const T*>(part_of(0)),
-                                     window_elems, rank_, size_};
-      cuda::sum_in_rank_order(shard + begin, parts, own, stream());
-    }
-  }
-
-  // The slices of all ranks into place; NCCL's own way where they are equal.
-  void gather_slices(const Tensor& whole, const Tensor& shard) {
-    ASSERT(shard.dtype == whole.dtype);
-    const int64_t n = whole.cols;
-    if (n == 0) return;
-    for (const auto& peers : peers_) {
-      if (peers->gather(whole, shard, stream())) return;
-    }
-    if (n % (size_ * kBlock) == 0)
-      gather_bytes(whole.data, shard.data, shard.cols * size_of(shard.dtype));
-    else
-      send_slices(whole, shard);
-  }
-
-  void send_slices(const Tensor& whole, const Tensor& shard) {
-    const int64_t n = whole.cols, size = size_of(whole.dtype);
-    auto* to = static_cast<std::byte*>(whole.data);
-    std::byte* own = to + slice_begin(n, rank_, size_) * size;
-    if (shard.cols > 0 && own != shard.data) {
-      CUDA_CHECK(
-          cudaMemcpyAsync(own, shard.data, shard.cols * size, cudaMemcpyDeviceToDevice, stream()));
-    }
-    NCCL_CHECK(ncclGroupStart());
-    for (int i = 1; i < size_; ++i) {
-      const int next = (rank_ + i) % size_, from = (rank_ + size_ - i) % size_;
-      send(shard.data, shard.cols * size, next);
-      receive(to + slice_begin(n, from, size_) * size, slice_size(n, from, size_) * size, from);
-    }
-    NCCL_CHECK(ncclGroupEnd());
-  }
-
-  void send(const void* data, int64_t bytes, int to) {
-    if (bytes > 0) NCCL_CHECK(ncclSend(data, bytes, ncclUint8, to, comm_->get(), stream()));
-  }
-  void receive(void* data, int64_t bytes, int from) {
-    if (bytes > 0) NCCL_CHECK(ncclRecv(data, bytes, ncclUint8, from, comm_->get(), stream()));
-  }
-  // all [size * bytes] = what each rank gave; data may stand in its place there.
-  void gather_bytes(void* all, const void* data, int64_t bytes) {
-    NCCL_CHECK(ncclAllGather(data, all, bytes, ncclUint8, comm_->get(), stream()));
-  }
-  void broadcast_bytes(void* data, int64_t bytes, int root) {
-    NCCL_CHECK(ncclBroadcast(data, data, bytes, ncclUint8, root, comm_->get(), stream()));
-  }
-
   // [size] the host's values of all ranks; the host waits, the backend's stream does not.
   template <class T>
   std::vector<T> gather_scalars(T x) {
@@ -309,7 +218,7 @@ class NcclCollectives : public Collectives {
     std::memcpy(host_scalars_.get(), &x, sizeof(T));
     CUDA_CHECK(
         cudaMemcpyAsync(own, host_scalars_.get(), kScalarBytes, cudaMemcpyHostToDevice, stream()));
-    gather_bytes(device, own, kScalarBytes);
+    comm_->gather(device, own, kScalarBytes, stream());
     queued();
     std::vector<T> values(static_cast<size_t>(size_));
     CUDA_CHECK(cudaMemcpyAsync(host_scalars_.get(), device, kScalarBytes * size_,
@@ -317,6 +226,10 @@ class NcclCollectives : public Collectives {
     wait_on_host();
     std::memcpy(values.data(), host_scalars_.get(), values.size() * sizeof(T));
     return values;
+  }
+
+  static int64_t max_of(const std::vector<int64_t>& values) {
+    return *std::max_element(values.begin(), values.end());
   }
 
   // Until the stream is empty; not for ever while connecting, or where NCCL finds out that a rank
@@ -334,14 +247,6 @@ class NcclCollectives : public Collectives {
   }
 
   cudaStream_t stream() const { return lane_->stream.get(); }
-  std::byte* part_of(int i) const {
-    return static_cast<std::byte*>(lane_->scratch.get()) + i * part_bytes_;
-  }
-  int64_t longest_slice(int64_t n) const {
-    int64_t longest = 0;
-    for (int r = 0; r < size_; ++r) longest = std::max(longest, slice_size(n, r, size_));
-    return longest;
-  }
 
   using Clock = std::chrono::steady_clock;
 
@@ -350,18 +255,17 @@ class NcclCollectives : public Collectives {
   Clock::time_point deadline_ = Clock::time_point::max();
   cudaStream_t backend_stream_;
   int64_t free_at_start_;
+  bool copy_engines_;
   std::shared_ptr<cuda::Lane> lane_;
-  int64_t lane_bytes_;  // of scratch memory taken for this
   cuda::Event backend_reached_;
   cuda::Waits waits_;              // of the backend's stream
   std::vector<cuda::Event> ends_;  // [kEnds] of the newest calls, by number
-  int64_t part_bytes_;             // [size - 1] parts received from the others
-  cuda::DeviceMemory scalars_;     // [size]
+  cuda::RankExchange exchange_;
+  cuda::DeviceMemory scalars_;  // [size]
   cuda::PinnedMemory host_scalars_;
   std::optional<cuda::NcclCommunicator> comm_;  // from connect on; goes first
   int64_t waited_for_ = 0;                      // number of a call that the backend already follows
   int64_t reserve_bytes_ = 0;
-  std::vector<std::unique_ptr<cuda::PeerMemory>> peers_;  // [calls of share]
 };
 
 }  // namespace

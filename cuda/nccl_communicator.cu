@@ -48,6 +48,23 @@ NcclCommunicator::~NcclCommunicator() {
     ncclCommDestroy(comm_);
 }
 
+void NcclCommunicator::send(const void* data, int64_t bytes, int to, cudaStream_t stream) const {
+  if (bytes > 0) NCCL_CHECK(ncclSend(data, bytes, ncclUint8, to, comm_, stream));
+}
+
+void NcclCommunicator::receive(void* data, int64_t bytes, int from, cudaStream_t stream) const {
+  if (bytes > 0) NCCL_CHECK(ncclRecv(data, bytes, ncclUint8, from, comm_, stream));
+}
+
+void NcclCommunicator::gather(void* all, const void* data, int64_t bytes,
+                              cudaStream_t stream) const {
+  NCCL_CHECK(ncclAllGather(data, all, bytes, ncclUint8, comm_, stream));
+}
+
+void NcclCommunicator::broadcast(void* data, int64_t bytes, int root, cudaStream_t stream) const {
+  NCCL_CHECK(ncclBroadcast(data, data, bytes, ncclUint8, root, comm_, stream));
+}
+
 bool NcclCommunicator::failed() const {
   ncclResult_t state = ncclSuccess;
   return ncclCommGetAsyncError(comm_, &state) != ncclSuccess || state != ncclSuccess ||

@@ -25,6 +25,15 @@ class NcclCommunicator {
   NcclCommunicator& operator=(const NcclCommunicator&) = delete;
 
   ncclComm_t get() const { return comm_; }
+
+  // On a stream; what is sent goes on when the other rank receives. Between the two calls of a
+  // group they wait for each other in any order.
+  void send(const void* data, int64_t bytes, int to, cudaStream_t stream) const;
+  void receive(void* data, int64_t bytes, int from, cudaStream_t stream) const;
+  // all [ranks * bytes] = what each rank gave; data may stand in its place there.
+  void gather(void* all, const void* data, int64_t bytes, cudaStream_t stream) const;
+  void broadcast(void* data, int64_t bytes, int root, cudaStream_t stream) const;
+
   bool failed() const;  // or an exception is on its way: do not wait for the other ranks
   void check() const;   // an error where NCCL found out that something under way has failed
 

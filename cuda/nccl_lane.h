@@ -1,9 +1,8 @@
-// What calls of NCCL are done on and where they receive: a stream and scratch memory, of one
-// communicator or more, so that whoever waits for it waits for all of them.
+// The stream that calls of one communicator or more are done on, so that whoever waits for it waits
+// for all of them.
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -24,8 +23,6 @@ inline Stream make_urgent_stream() {
 
 struct Lane {
   Stream stream;
-  int64_t scratch_bytes;
-  DeviceMemory scratch;
   std::vector<const NcclCommunicator*> communicators = {};
 
   bool failed() const {
@@ -37,17 +34,8 @@ struct Lane {
   }
 };
 
-inline std::shared_ptr<Lane> make_lane(int64_t scratch_bytes) {
-  return std::make_shared<Lane>(
-      Lane{make_urgent_stream(), scratch_bytes, make_device_memory(scratch_bytes)});
-}
-
-inline constexpr int64_t kPartAlignment = 256;
-
-// Scratch for the part of each other rank.
-inline int64_t bytes_of_part(int64_t scratch_bytes, int ranks) {
-  const int64_t bytes = scratch_bytes / std::max(1, ranks - 1);
-  return std::max(kPartAlignment, bytes / kPartAlignment * kPartAlignment);
+inline std::shared_ptr<Lane> make_lane() {
+  return std::make_shared<Lane>(Lane{make_urgent_stream()});
 }
 
 }  // namespace utrain::cuda

@@ -1,7 +1,6 @@
 // By CUDA's interprocess handles: one opens the allocation that a tensor lies in.
 #include "peer_memory.h"
 
-#include <cuda.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -10,6 +9,7 @@
 
 #include "comm/collectives.h"
 #include "cuda_check.h"
+#include "driver_function.h"
 #include "handle.h"
 
 namespace utrain::cuda {
@@ -29,20 +29,12 @@ std::string host_identity() {
 
 // Where an allocation begins; 0 where that cannot be told.
 CUdeviceptr begin_of_allocation(const void* address) {
-  using GetAddressRange = CUresult (*)(CUdeviceptr*, size_t*, CUdeviceptr);
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  if (cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &function, 12000, cudaEnableDefault,
-                                       &found) != cudaSuccess ||
-      found != cudaDriverEntryPointSuccess) {
-    cudaGetLastError();
-    return 0;
-  }
+  auto* const range =
+      driver_function<CUresult(CUdeviceptr*, size_t*, CUdeviceptr)>("cuMemGetAddressRange");
   CUdeviceptr begin = 0;
   size_t bytes = 0;
   const auto where = reinterpret_cast<CUdeviceptr>(address);
-  return reinterpret_cast<GetAddressRange>(function)(&begin, &bytes, where) == CUDA_SUCCESS ? begin
-                                                                                            : 0;
+  return range != nullptr && range(&begin, &bytes, where) == CUDA_SUCCESS ? begin : 0;
 }
 
 // One tensor of a rank.
@@ -125,7 +117,7 @@ bool PeerMemory::open(std::span<const Tensor> own, const std::vector<std::string
         }
         opened_.push_back(begin);
       }
-      const void* shard = static_cast<std::byte*>(begin) + record.offset;
+      void* shard = static_cast<std::byte*>(begin) + record.offset;
       std::byte head[kHeadBytes];
       if (!read_head(head, shard) || std::memcmp(head, record.head, kHeadBytes) != 0) return false;
       shards_[own[i].data][r] = shard;
@@ -136,6 +128,10 @@ bool PeerMemory::open(std::span<const Tensor> own, const std::vector<std::string
 
 PeerMemory::~PeerMemory() {
   for (void* begin : opened_) cudaIpcCloseMemHandle(begin);
+}
+
+void* PeerMemory::address(const void* own, int rank) const {
+  return shards_.at(own)[static_cast<size_t>(rank)];
 }
 
 bool PeerMemory::gather(const Tensor& whole, const Tensor& shard, cudaStream_t stream) const {

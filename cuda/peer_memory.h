@@ -1,7 +1,7 @@
-// Tensors of the other ranks of a node that this rank copies for itself. A GPU's copy engines fetch
-// them over NVLink or PCIe: no multiprocessor is taken from the computation, and no rank waits in a
+// Tensors of the other ranks of a node, in this rank's address space. A GPU's copy engines fetch them
+// over NVLink or PCIe: no multiprocessor is taken from the computation, and no rank waits in a
 // kernel for another one, as in a collective of NCCL. Whoever copies knows that the tensor is
-// complete and stays as it is meanwhile (Collectives::share).
+// complete and stays as it is meanwhile (Collectives::share, PeerMailbox).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -32,6 +32,9 @@ class PeerMemory {
   PeerMemory(const PeerMemory&) = delete;
   PeerMemory& operator=(const PeerMemory&) = delete;
 
+  // Of the tensor of a rank in the place of this rank's own, which is shared.
+  void* address(const void* own, int rank) const;
+
   // whole = the slices of all ranks, whose tensor in the place of `shard` each is one; false where
   // shard is not shared.
   bool gather(const Tensor& whole, const Tensor& shard, cudaStream_t stream) const;
@@ -42,7 +45,7 @@ class PeerMemory {
 
   int rank_;
   std::vector<void*> opened_;
-  std::map<const void*, std::vector<const void*>> shards_;  // by own: [ranks]
+  std::map<const void*, std::vector<void*>> shards_;  // by own: [ranks]
 };
 
 }  // namespace utrain::cuda

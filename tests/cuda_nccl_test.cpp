@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <optional>
+#include <tuple>
 
 #include "comm/mpi_collectives.h"
 #include "comm/nccl_collectives.h"
@@ -21,12 +22,14 @@ namespace {
 constexpr const char* kRole = "UTRAIN_NCCL_TEST_ROLE";  // what a started process does
 World* world = nullptr;                                 // of a process that is a rank
 int device = 0;
+bool copy_engines = true;  // may send
 
 struct Device : DeviceTensors {
   Device() : DeviceTensors(device) {}
 };
 
-std::unique_ptr<Collectives> connect(Backend& backend, const NcclOptions& options = {}) {
+std::unique_ptr<Collectives> connect(Backend& backend, NcclOptions options = {}) {
+  options.copy_engines = copy_engines;
   return open_nccl_collectives(*world, backend, options);
 }
 
@@ -196,10 +199,37 @@ TEST(InRanks, ReducesScalars) {
   EXPECT_GE(nccl->reserve_bytes(), (1 << 20) * 9 / 10);
 }
 
+// As zero3 gathers what is trained: read where it lies, written, and read again.
+TEST(InRanks, GatherSharedShards) {
+  Device gpu;
+  const auto nccl = connect(gpu.backend(), {.scratch_bytes = 30000});
+  const int rank = world->rank(), ranks = world->size();
+  constexpr int64_t n = 100003, n_work = int64_t{16} << 20;
+  constexpr int n_turns = 4;
+  const Tensor shard = gpu.tensor<float>(Collectives::slice_size(n, rank, ranks));
+  const Tensor whole = gpu.tensor<float>(n), sum = gpu.tensor<float>(n);
+  const Tensor work = gpu.tensor<float>(n_work), staged = gpu.tensor<float>(shard.cols);
+  gpu.write(shard, slice_of(part<float>(40, n), rank, ranks));
+  nccl->share({&shard, 1});
+  for (int turn = 0; turn < n_turns; ++turn) {
+    gpu.backend().zero(whole);
+    gpu.write(staged, slice_of(part<float>(41 + turn, n), rank, ranks));
+    nccl->all_gather(whole, shard);
+    EXPECT_TRUE(same_bits(gpu.read<float>(whole), part<float>(40 + turn, n))) << "turn " << turn;
+    gpu.backend().zero(sum);
+    nccl->all_reduce_sum(sum);  // after that all have gathered
+    for (int i = 0; i < 10 * ((rank + turn) % ranks); ++i)
+      gpu.backend().zero(work);  // some are late
+    gpu.backend().convert(shard, staged);
+    nccl->shared_changed();
+  }
+}
+
 // ---- in every rank, two of which are a node ----
 
 std::unique_ptr<Collectives> connect_node(Backend& backend, const Collectives& beside) {
-  return open_nccl_collectives(*world, world->node_group(), backend, {.beside = &beside});
+  return open_nccl_collectives(*world, world->node_group(), backend,
+                               {.beside = &beside, .copy_engines = copy_engines});
 }
 
 TEST(InRanks, OfANodeSumInRankOrder) {
@@ -324,31 +354,42 @@ std::string fake_nccl() {
   return "LD_PRELOAD=" + (self().parent_path() / "libfake_nccl.so").string();
 }
 
-class Launch : public testing::TestWithParam<int> {
+class Launch : public testing::TestWithParam<std::tuple<int, bool>> {
+ protected:
+  int ranks() const { return std::get<0>(GetParam()); }
+  // Of the started ranks: who sends, and whether they have a GPU each.
+  std::string role(bool own) const {
+    return fmt::format("{}{}", own ? "own" : "share", std::get<1>(GetParam()) ? "" : "_by_nccl");
+  }
+  void SetUp() override {
+    UTRAIN_NEEDS_GPU();
+    UTRAIN_NEEDS_NCCL();
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Ranks, Launch,
+                         testing::Combine(testing::Values(2, 3, 4), testing::Bool()));
+
+TEST_P(Launch, SharingOneGpu) {
+  const Finished finished =
+      start(mpirun(ranks()) + "-x " + fake_nccl(), role(false), "--gtest_filter='InRanks*'");
+  EXPECT_EQ(finished.exit_code, 0) << finished.output;
+}
+
+TEST_P(Launch, OneGpuEach) {
+  UTRAIN_NEEDS_GPUS(ranks());
+  const Finished finished = start(mpirun(ranks()), role(true), "--gtest_filter='InRanks*'");
+  EXPECT_EQ(finished.exit_code, 0) << finished.output;
+}
+
+class LaunchOnce : public testing::Test {
  protected:
   void SetUp() override {
     UTRAIN_NEEDS_GPU();
     UTRAIN_NEEDS_NCCL();
   }
 };
-INSTANTIATE_TEST_SUITE_P(Ranks, Launch, testing::Values(2, 3, 4));
 
-TEST_P(Launch, SharingOneGpu) {
-  const Finished finished =
-      start(mpirun(GetParam()) + "-x " + fake_nccl(), "share", "--gtest_filter='InRanks*'");
-  EXPECT_EQ(finished.exit_code, 0) << finished.output;
-}
-
-TEST_P(Launch, OneGpuEach) {
-  UTRAIN_NEEDS_GPUS(GetParam());
-  const Finished finished = start(mpirun(GetParam()), "own", "--gtest_filter='InRanks*'");
-  EXPECT_EQ(finished.exit_code, 0) << finished.output;
-}
-
-class LaunchOnce : public Launch {};
-INSTANTIATE_TEST_SUITE_P(Ranks, LaunchOnce, testing::Values(1));
-
-TEST_P(LaunchOnce, AFailureNamesTheCall) {
+TEST_F(LaunchOnce, AFailureNamesTheCall) {
   for (const char* call : {"ncclCommInitRank", "ncclAllGather"}) {
     const Finished finished =
         start(fmt::format("FAKE_NCCL_FAILS={} {}", call, fake_nccl()), "alone", "");
@@ -360,7 +401,7 @@ TEST_P(LaunchOnce, AFailureNamesTheCall) {
   }
 }
 
-TEST_P(LaunchOnce, RanksThatDoNotComeAreNotWaitedForForEver) {
+TEST_F(LaunchOnce, RanksThatDoNotComeAreNotWaitedForForEver) {
   const Finished finished = start(fake_nccl(), "one_of_two", "");
   EXPECT_EQ(finished.exit_code, 70) << finished.output;
   EXPECT_NE(finished.output.find("ncclCommInitRank: rank 0 of 2 waited 1 s for the others"),
@@ -379,7 +420,8 @@ int run_role(const std::string& role, int argc, char** argv) {
     }
     World session(&argc, &argv, {.ranks_per_node = 2});
     world = &session;
-    if (role == "own") device = world->rank();
+    if (role.starts_with("own")) device = world->rank();
+    copy_engines = !role.ends_with("_by_nccl");
     return RUN_ALL_TESTS();
   } catch (const Error& error) {
     fmt::print(stderr, "utrain: error: {}\n", error.what());

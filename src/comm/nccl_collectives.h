@@ -1,6 +1,8 @@
 // Collectives over NCCL, for tensors in GPU memory: implemented in cuda/nccl_collectives.cu, or by
 // the stub cuda/no_nccl.cpp where the build has no NCCL. It stands here, beside the interface, so
 // that no room has to include cuda/; Backend is only named, because comm knows core alone.
+//   Ranks of one node whose GPUs reach each other's memory send by copy engines instead of NCCL's
+// kernels (cuda/peer_mailbox.h).
 //   Kernels of two communicators that run beside each other may each wait for what another rank has
 // given to the other one. So collectives of a second group of ranks take the stream of the first
 // (NcclOptions::beside): the calls of a rank are then done one after another, in the order in which
@@ -23,9 +25,9 @@ class World;
 struct NcclOptions {
   int64_t scratch_bytes = int64_t{64} << 20;  // what is under way at a time, at least 256 a rank
   int timeout_s = 600;                        // until all ranks are connected
-  // Collectives over NCCL of the same backend and of at least as many ranks, whose stream and
-  // scratch memory these share; either may go first.
+  // Collectives over NCCL of the same backend, whose stream these share; either may go first.
   const Collectives* beside = nullptr;
+  bool copy_engines = true;  // where they can; else NCCL moves all
   // Is told of the calls, and aborts NCCL at a hang; World's where collectives are opened in one step.
   Watchdog* watchdog = nullptr;
 };
