@@ -130,7 +130,7 @@ std::string reason(const Plan& plan) {
   }
   const auto taken = static_cast<size_t>(plan.taken);
   const StrategyPlan& best = at(taken);
-  const std::string fits = fmt::format("{} of {} a rank", text_of_bytes(best.total_bytes),
+  const std::string fits = fmt::format("{} of {} a rank", text_of_bytes(best.needed_bytes),
                                        text_of_bytes(plan.machine.budget));
   if (plan.ranks == 1) return fmt::format("take ddp: one rank has nobody to share with; {}", fits);
   const std::string head = fmt::format("take {}: ", best.strategy);
