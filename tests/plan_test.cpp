@@ -57,7 +57,8 @@ TEST(Plan, MemoryIsThatOfARealTrainer) {
         for (int rank = 0; rank < ranks; ++rank) {
           SilentCollectives collectives(rank, ranks);
           const auto policy = choose_recompute(real, *backend, collectives, kPlenty);
-          const Trainer trainer(real, *backend, collectives, policy, plan.passes_together);
+          const Trainer trainer(real, *backend, collectives, policy, plan.passes_together,
+                                plan.layers_held);
           if (rank < ranks - 1) {
             EXPECT_LE(trainer.arena().bytes(), plan.total_bytes);
             continue;
@@ -72,6 +73,27 @@ TEST(Plan, MemoryIsThatOfARealTrainer) {
       }
     }
   }
+}
+
+// A GPU's spare memory holds gathered layers: as many as fit, eight at most.
+TEST(Plan, Zero3HoldsLayersOnAGpu) {
+  Job job = job_of(2, kTwoRows);
+  const auto plan_of = [&](int64_t budget, bool gpu) {
+    return plan_strategy(job, "zero3", {DType::f32, 1, budget, gpu});
+  };
+  const StrategyPlan cpu = plan_of(kPlenty, false), most = plan_of(kPlenty, true);
+  ASSERT_EQ(job.architecture.n_layers, 4);
+  EXPECT_EQ(cpu.layers_held, 2);
+  EXPECT_EQ(most.layers_held, 4);
+  EXPECT_EQ(plan_of(most.total_bytes, true).layers_held, 4);
+  EXPECT_EQ(plan_of(most.total_bytes - 1, true).layers_held, 3);
+  EXPECT_EQ(plan_of(cpu.total_bytes, true).layers_held, 2);
+  EXPECT_LT(plan_of(most.total_bytes - 1, true).total_bytes, most.total_bytes);
+  EXPECT_LT(most.sent.all_gather, cpu.sent.all_gather / 2) << "the base stays";
+  job.architecture.n_layers = 20;
+  job.architecture.window.resize(20, 0);
+  EXPECT_EQ(plan_of(kPlenty, true).layers_held, 8);
+  EXPECT_EQ(plan_strategy(job, "zero2", {DType::f32, 1, kPlenty, true}).layers_held, 2);
 }
 
 // Gradients go out in float32 and values come back as they are computed with, once a step.
@@ -157,16 +179,11 @@ TEST(Plan, RecomputeFollowsTheBudget) {
 TEST(Plan, OnTheCpuHostMemoryIsOfTheSameBudget) {
   Job job = job_of(2, kTwoRows, {{"train.method", "full"}, {"parallel.offload_optimizer", "true"}});
   PlanMachine machine = kCpu;
-  machine.is_host = true;
-  const StrategyPlan all = plan_strategy(job, "zero1", machine);
-  EXPECT_TRUE(all.fits);
-  EXPECT_GT(all.bytes_of(MemoryClass::host), all.total_bytes / 10);
-  EXPECT_EQ(all.needed_bytes, all.total_bytes + all.bytes_of(MemoryClass::host));
-  machine.budget = all.needed_bytes;
+  machine.budget = plan_strategy(job, "zero1", machine).needed_bytes;
   EXPECT_TRUE(plan_strategy(job, "zero1", machine).fits);
   --machine.budget;
   EXPECT_FALSE(plan_strategy(job, "zero1", machine).fits);
-  machine.is_host = false;
+  machine.gpu = true;
   EXPECT_TRUE(plan_strategy(job, "zero1", machine).fits);
 }
 

@@ -8,6 +8,7 @@
 #include "comm/nccl_collectives.h"
 #include "core/process.h"
 #include "plan/recording_backend.h"
+#include "train/choose_layers_held.h"
 #include "train/choose_passes.h"
 #include "train/choose_recompute.h"
 #include "train/trainer.h"
@@ -46,11 +47,11 @@ void set_machine(Plan& plan) {
   const Config& c = plan.config;
   plan.gpu = c.run.backend != "cpu";
   plan.machine.dtype = dtype_of(c, plan.gpu);
+  plan.machine.gpu = plan.gpu;
   if (!plan.gpu) {
     check_cpu_collectives(c);
     const double bytes = kShareOfMemory * static_cast<double>(available_memory());
     plan.machine.budget = static_cast<int64_t>(bytes) / plan.ranks_on_node;
-    plan.machine.is_host = true;
     return;
   }
   plan.machine.row_multiple = kCudaRowMultiple;
@@ -172,18 +173,20 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   plan.strategy = strategy;
   plan.policy = wanted_recompute(job, backend, last, machine.budget);
   const auto needed = [&](const Arena& arena) {
-    return arena.bytes() + (machine.is_host ? arena.host_bytes() : 0);
+    return arena.bytes() + (machine.gpu ? 0 : arena.host_bytes());
   };
-  plan.passes_together = choose_passes(job, backend, last, plan.policy, [&](const Arena& arena) {
-    return needed(arena) <= machine.budget;
-  });
-  const Trainer largest(job, backend, last, plan.policy, plan.passes_together);
+  const auto fits = [&](const Arena& arena) { return needed(arena) <= machine.budget; };
+  plan.passes_together = choose_passes(job, backend, last, plan.policy, fits);
+  plan.layers_held =
+      machine.gpu ? choose_layers_held(job, backend, last, plan.policy, plan.passes_together, fits)
+                  : kFewestLayersHeld;
+  const Trainer largest(job, backend, last, plan.policy, plan.passes_together, plan.layers_held);
   for (const MemoryClass m : kMemoryClasses)
     plan.bytes[static_cast<size_t>(m)] = largest.arena().bytes(m);
   plan.total_bytes = largest.arena().bytes();
   plan.needed_bytes = needed(largest.arena());
-  plan.fits = plan.needed_bytes <= machine.budget;
-  Trainer busiest(job, backend, first, plan.policy, plan.passes_together);
+  plan.fits = fits(largest.arena());
+  Trainer busiest(job, backend, first, plan.policy, plan.passes_together, plan.layers_held);
   busiest.place();
   busiest.train_step(1);  // which gathers what later steps find there
   const BytesSent before = first.sent();

@@ -22,7 +22,7 @@ struct PlanMachine {
   DType dtype = DType::bf16;
   int64_t row_multiple = 1;  // of the backend
   int64_t budget = 0;        // bytes a rank may plan for
-  bool is_host = false;      // what lies in host memory is of the same budget: the CPU
+  bool gpu = false;          // false: what lies in host memory is of the same budget
 };
 
 struct StrategyPlan {
@@ -33,8 +33,9 @@ struct StrategyPlan {
   int64_t needed_bytes = 0;                               // of the budget
   std::vector<Recompute> policy;  // as the run would choose it; where nothing fits, the smallest
   int64_t passes_together = 1;    // likewise, as far as the device's memory goes
-  BytesSent sent;                 // a step
-  int64_t copied_in = 0, copied_out = 0;  // from and to host memory in a step: what is offloaded
+  int64_t layers_held = kFewestLayersHeld;  // likewise
+  BytesSent sent;                           // a step
+  int64_t copied_in = 0, copied_out = 0;    // from and to host memory in a step: what is offloaded
   double flops = 0.0;  // of matrix products in a step, with what is computed again
 
   int64_t bytes_of(MemoryClass m) const { return bytes[static_cast<size_t>(m)]; }

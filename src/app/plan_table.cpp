@@ -72,6 +72,7 @@ Json json_of(const Plan& plan, const StrategyPlan& s) {
   Json json = Json::object();
   json.set("strategy", s.strategy).set("fits", s.fits).set("memory_bytes", memory);
   json.set("recompute_layers", recompute).set("passes_together", s.passes_together);
+  json.set("layers_held", s.layers_held);
   json.set("sent_bytes_per_step", sent);
   json.set("copied_from_host_bytes_per_step", s.copied_in)
       .set("copied_to_host_bytes_per_step", s.copied_out)
@@ -124,6 +125,9 @@ std::string plan_table(const Plan& plan) {
   row("layers computed again", text_of_recompute);
   row("passes together",
       [](const StrategyPlan& s) { return fmt::format("{}", s.passes_together); });
+  row("gathered layers held", [](const StrategyPlan& s) {
+    return s.strategy == "zero3" ? fmt::format("{}", s.layers_held) : "-";
+  });
   bytes_row("all-reduced a step", [](const StrategyPlan& s) { return s.sent.all_reduce; });
   bytes_row("reduce-scattered a step", [](const StrategyPlan& s) { return s.sent.reduce_scatter; });
   bytes_row("gathered a step", [](const StrategyPlan& s) { return s.sent.all_gather; });

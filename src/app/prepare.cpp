@@ -13,6 +13,7 @@
 #include "app/version.h"
 #include "config/print.h"
 #include "io/file.h"
+#include "train/choose_layers_held.h"
 #include "train/choose_passes.h"
 #include "train/choose_recompute.h"
 
@@ -33,7 +34,7 @@ void warn_of_strategy(Prepared& p, int n_nodes) {
   const Machine& m = p.machine;
   const double peak = m.gpus.empty() ? 0.0 : peak_flops(m.gpus.front(), m.backend->dtype());
   const PlanMachine machine = {m.backend->dtype(), m.backend->row_multiple(), m.memory_budget,
-                               m.gpus.empty()};
+                               !m.gpus.empty()};
   const std::string warning = strategy_warning(*p.job, machine, n_nodes, kShareOfPeak * peak);
   if (!warning.empty()) p.job->warnings.push_back("parallel.strategy: " + warning);
 }
@@ -95,17 +96,28 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   p.machine = open_machine(config, world);
   Backend& backend = *p.machine.backend;
   const Groups groups = p.machine.groups();
-  world.together([&] {
+  const auto fits = [&](const Arena& arena) {
+    return arena.bytes() <= p.machine.memory_budget && host_memory_holds(arena, p.machine);
+  };
+  // The least of all ranks' answers.
+  const auto agreed = [&](const std::function<int64_t()>& choose) {
+    int64_t chosen = 0;
+    world.together([&] { chosen = choose(); });
+    const std::vector<double> all = world.gather(static_cast<double>(chosen));
+    return static_cast<int64_t>(*std::min_element(all.begin(), all.end()));
+  };
+  p.passes_together = agreed([&] {
     p.policy = choose_recompute(*p.job, backend, groups, p.machine.memory_budget);
-    p.passes_together = choose_passes(*p.job, backend, groups, p.policy, [&](const Arena& arena) {
-      return arena.bytes() <= p.machine.memory_budget && host_memory_holds(arena, p.machine);
-    });
+    return choose_passes(*p.job, backend, groups, p.policy, fits);
   });
-  const std::vector<double> passes = world.gather(static_cast<double>(p.passes_together));
-  p.passes_together = static_cast<int64_t>(*std::min_element(passes.begin(), passes.end()));
+  p.layers_held = agreed([&] {
+    if (p.machine.gpus.empty()) return kFewestLayersHeld;
+    return choose_layers_held(*p.job, backend, groups, p.policy, p.passes_together, fits);
+  });
   world.together([&] {
     if (world.rank() == 0) warn_of_strategy(p, world.n_nodes());
-    p.trainer = std::make_unique<Trainer>(*p.job, backend, groups, p.policy, p.passes_together);
+    p.trainer = std::make_unique<Trainer>(*p.job, backend, groups, p.policy, p.passes_together,
+                                          p.layers_held);
     check_host_memory(p.trainer->arena(), p.machine);
   });
   p.trainer->set_progress([&world] { world.watchdog().progress(); });
@@ -119,6 +131,7 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
              p.machine.warnings,
              p.machine.reserve_bytes(),
              p.passes_together,
+             p.layers_held,
              "",
              ""};
   if (saves) p.facts.checkpoints = text_of_checkpoints(config);

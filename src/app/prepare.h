@@ -19,7 +19,7 @@ struct Prepared {
   std::unique_ptr<Job> job;  // the trainer refers to it
   Machine machine;
   std::vector<Recompute> policy;
-  int64_t passes_together = 1;
+  int64_t passes_together = 1, layers_held = kFewestLayersHeld;
   std::unique_ptr<Trainer> trainer;
   RunFacts facts;
   std::optional<Resumed> resumed;  // never by a dry run or a dump

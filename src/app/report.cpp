@@ -140,6 +140,9 @@ std::string start_table(const Job& job, const RunFacts& facts, const Arena& aren
   row("recompute", text_of_policy(policy));
   if (facts.passes_together > 1)
     row("together", fmt::format("{} passes, layer by layer", facts.passes_together));
+  if (facts.layers_held > kFewestLayersHeld)
+    row("gathered",
+        fmt::format("layers stay until {} newer ones have come", facts.layers_held - 1));
   std::string memory = fmt::format("{} a rank:", text_of_bytes(arena.bytes()));
   for (const MemoryClass m : kMemoryClasses) {
     if (m != MemoryClass::host || arena.host_bytes() > 0)

@@ -22,7 +22,7 @@ struct RunFacts {
   std::vector<std::string> distinct_gpus;  // names, one for each GPU however many ranks share it
   std::vector<std::string> warnings;       // of the machine
   int64_t reserve_bytes = 0;  // of a GPU, besides the planned memory: libraries' workspace
-  int64_t passes_together = 1;
+  int64_t passes_together = 1, layers_held = kFewestLayersHeld;
   std::string checkpoints;  // when, and where to
   std::string continues;    // from which one; empty: from none
 };

@@ -196,8 +196,7 @@ std::string text_of_resume(const Resumed& resumed, const Json& fingerprint, int6
     text += fmt::format("; equal to rounding, not to the bit: {} changed", others);
   else if (is_of_other_ranks && then_ranks != nullptr)
     text += fmt::format(
-        "; equal to the bit on {} of its kind of machine, as it was written, else "
-        "to rounding",
+        "; equal to the bit on {} and machines like those that wrote it, else to rounding",
         text_of_ranks(*then_ranks));
   return text;
 }

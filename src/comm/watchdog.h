@@ -7,7 +7,8 @@
 // all waited for by the main thread, which shows no progress meanwhile. A call that waits for ranks
 // is an InCall; work that may be long shows progress() as it goes, and so does what is read and
 // written, a MB at a time, outside of steps. What a thread writes beside the steps is a
-// SaveWatch::Writing, and hangs by itself. Time in which the whole process stood still (a suspended job) does not count.
+// SaveWatch::Writing, and hangs by itself. Time in which the whole process stood still (a suspended
+// job) does not count.
 #pragma once
 
 #include <cstdint>

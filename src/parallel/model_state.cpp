@@ -48,12 +48,13 @@ ModelState::ModelState(const Architecture& architecture, const Options& options,
   // A frozen slice that is the whole needs no place to be gathered into.
   const Holding of_base = full_ || base.size() > 1 ? holding : Holding::whole;
   images_.emplace(UnitStore::Options{"base", backend.dtype(), MemoryClass::base, of_base,
-                                     options.offload_params},
+                                     options.offload_params, options.layers_held},
                   Shards(begins_of(image_layouts_), base.rank(), base.size()), backend, base,
                   arena);
   if (!full_) {
     adapter_values_.emplace(
-        UnitStore::Options{"adapters", backend.dtype(), MemoryClass::adapters, holding},
+        UnitStore::Options{"adapters", backend.dtype(), MemoryClass::adapters, holding, false,
+                           options.layers_held},
         Shards(layout_.unit_begin(), world.rank(), world.size()), backend, world, arena);
   }
   trainables_.emplace(Trainables::Options{options.strategy, options.offload_optimizer},

@@ -23,7 +23,8 @@ class ModelState {
     LoraOptions lora;  // of Method::lora
     Strategy strategy = Strategy::ddp;
     bool offload_optimizer = false;
-    bool offload_params = false;  // the base in host memory; not where it is trained
+    bool offload_params = false;              // the base in host memory; not where it is trained
+    int64_t layers_held = kFewestLayersHeld;  // gathered, of Strategy::zero3
   };
   // Declares its memory. groups.base is groups.world where the base is trained.
   ModelState(const Architecture& architecture, const Options& options, Backend& backend,

@@ -6,9 +6,11 @@ namespace utrain {
 
 namespace {
 
-// Two, one worked on and one on its way; where slices are copied, then gathered, one for each.
+// From the host two, one worked on and one on its way; where slices are copied, then gathered, one
+// for each.
 int64_t places_of_layers(const UnitStore::Options& options) {
-  return options.in_host && options.holding == Holding::sharded ? 3 : 2;
+  if (!options.in_host) return options.layers_held;
+  return options.holding == Holding::sharded ? 3 : 2;
 }
 
 }  // namespace

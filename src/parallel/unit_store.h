@@ -18,6 +18,9 @@ namespace utrain {
 
 enum class Holding { whole, sharded };
 
+// Of gathered layers: one worked on, one on its way.
+inline constexpr int64_t kFewestLayersHeld = 2;
+
 class UnitStore {
  public:
   struct Options {
@@ -26,6 +29,7 @@ class UnitStore {
     MemoryClass memory_class = MemoryClass::base;
     Holding holding = Holding::whole;
     bool in_host = false;
+    int64_t layers_held = kFewestLayersHeld;  // at most; not where in_host
   };
   // shards: over the ranks of `collectives`.
   UnitStore(const Options& options, const Shards& shards, Backend& backend,

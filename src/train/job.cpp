@@ -206,14 +206,18 @@ double Job::dropout() const {
   return is_full() ? 0.0 : config.lora.dropout;
 }
 
-ModelState::Options Job::model_options() const {
+ModelState::Options Job::model_options(int64_t layers_held) const {
   const std::string& name = config.parallel.strategy;
   const Strategy strategy = name == "zero1"   ? Strategy::zero1
                             : name == "zero2" ? Strategy::zero2
                             : name == "zero3" ? Strategy::zero3
                                               : Strategy::ddp;
-  return {is_full() ? Method::full : Method::lora, lora, strategy,
-          config.parallel.offload_optimizer, config.parallel.offload_params};
+  return {is_full() ? Method::full : Method::lora,
+          lora,
+          strategy,
+          config.parallel.offload_optimizer,
+          config.parallel.offload_params,
+          layers_held};
 }
 
 int64_t Job::pass_capacity() const {

@@ -29,7 +29,7 @@ struct Job {
   std::vector<std::string> warnings;
 
   BatchPlan plan() const;
-  ModelState::Options model_options() const;
+  ModelState::Options model_options(int64_t layers_held = kFewestLayersHeld) const;
   bool is_full() const { return config.train.method == "full"; }
   double dropout() const;  // of the adapters' input
   bool has_eval() const { return !config.data.eval.empty(); }

@@ -32,13 +32,13 @@ class ToldSource : public WeightSource {
 }  // namespace
 
 Trainer::Trainer(const Job& job, Backend& backend, const Groups& groups,
-                 std::vector<Recompute> policy, int64_t passes_together)
+                 std::vector<Recompute> policy, int64_t passes_together, int64_t layers_held)
     : job_(job),
       backend_(backend),
       groups_(groups),
       collectives_(groups.world),
       passes_together_(static_cast<size_t>(passes_together)),
-      state_(job.architecture, job.model_options(), backend, groups, arena_),
+      state_(job.architecture, job.model_options(layers_held), backend, groups, arena_),
       activations_(job.architecture, state_.adapters(), backend, job.pass_capacity(),
                    std::move(policy), arena_, passes_together),
       model_(job.architecture, state_.parts(), activations_, backend, arena_,

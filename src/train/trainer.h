@@ -59,9 +59,10 @@ struct Captured {
 
 class Trainer {
  public:
-  // Declares all memory. policy: see choose_recompute; passes_together: see choose_passes.
+  // Declares all memory. policy: see choose_recompute; passes_together: see choose_passes;
+  // layers_held: see choose_layers_held.
   Trainer(const Job& job, Backend& backend, const Groups& groups, std::vector<Recompute> policy,
-          int64_t passes_together = 1);
+          int64_t passes_together = 1, int64_t layers_held = kFewestLayersHeld);
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
