@@ -181,7 +181,7 @@ TEST(Plan, OnTheCpuHostMemoryIsOfTheSameBudget) {
   PlanMachine machine = kCpu;
   machine.budget = plan_strategy(job, "zero1", machine).needed_bytes;
   EXPECT_TRUE(plan_strategy(job, "zero1", machine).fits);
-  --machine.budget;
+  machine.budget -= 1;
   EXPECT_FALSE(plan_strategy(job, "zero1", machine).fits);
   machine.gpu = true;
   EXPECT_TRUE(plan_strategy(job, "zero1", machine).fits);
@@ -379,12 +379,10 @@ TEST_F(PlanCommand, RefusesWhatItCannotMean) {
     EXPECT_EQ(outcome.error_lines().size(), 1u) << outcome.text();
     EXPECT_EQ(outcome.out, "");
   }
-  // As the run does.
-  const Words nccl = {"--parallel.collectives=nccl"};
-  const Outcome run = launch(kAlone, words_of(nccl));
-  const Outcome planned = launch(kAlone, words_of({"--plan", "--ranks=2", nccl.front()}));
-  EXPECT_EQ(planned.exit_code, 2) << planned.text();
-  EXPECT_EQ(planned.error_lines(), run.error_lines());
+  const Outcome run = launch(kAlone, words_of({"--parallel.collectives=nccl"}));
+  const Outcome planned = launch(kAlone, words_of({"--plan", "--parallel.collectives=nccl"}));
+  EXPECT_TRUE(planned.exit_code == 2 && planned.error_lines() == run.error_lines())
+      << planned.text();
   const std::string path = words_of({}).front();
   EXPECT_EQ(launch(kAlone, {path, "--plan", "--run.gpu_memory_gb=1e300"}).exit_code, 2);
   const Outcome in_nodes = launch(kAlone, {path, "--plan", "--ranks=4", "--parallel.strategy=zero3",
