@@ -58,7 +58,7 @@ train() {
     exit 2
   fi
   # On one task: bad input costs seconds, not the allocation.
-  ranks 1 "$utrain" "$@" --check || code=$?
+  ranks 1 "$utrain" "$@" --check --ranks="$SLURM_NTASKS" || code=$?
   if [[ -n $warned ]]; then
     code=75  # told to stop before the run began
   elif ((code != 0)); then

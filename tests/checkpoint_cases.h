@@ -110,7 +110,8 @@ inline std::string save(const std::string& folder, int64_t step, const Trainable
     contents.shards.push_back(save_shard(temp, flat, rank, contents.slices));
   contents.state = state_of(step, options.eval_loss);
   if (options.adapter)
-    contents.write_output = [](const std::string& dir, const std::vector<float>& parameters) {
+    contents.write_output = [](const std::string& dir, const std::vector<float>& parameters,
+                               const FileSign&) {
       std::filesystem::create_directory(dir + "/adapter");
       write_bytes(dir + "/adapter/adapter_config.json", "{\"r\": 7}\n");
       write_bytes(dir + "/adapter/adapter_model.safetensors",

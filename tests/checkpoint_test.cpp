@@ -86,13 +86,44 @@ TEST_F(Checkpoints, OutputGetsAllParameters) {
   for (std::thread& writer : writers) writer.join();
   contents.shards = shards;
   std::vector<float> seen;
-  contents.write_output = [&](const std::string& to, const std::vector<float>& parameters) {
+  contents.write_output = [&](const std::string& to, const std::vector<float>& parameters,
+                              const FileSign&) {
     EXPECT_EQ(to, temp);
     EXPECT_FALSE(std::filesystem::exists(place() + "/step-00000003"));
     seen = parameters;
   };
   commit_checkpoint(temp, contents);
   EXPECT_EQ(seen, flat.parameters);
+}
+
+// Whoever watches hears of every MB that is written, synced or read back, and of every file.
+TEST_F(Checkpoints, ShowWhereTheyAre) {
+  const std::string temp = begin_checkpoint(place(), 3, 0);
+  std::map<std::string, int64_t> signs;
+  const FileSign sign = [&](const std::string& path) { ++signs[path]; };
+  constexpr int64_t kMegabytes = 24;
+  const std::vector<float> values(static_cast<size_t>(kMegabytes << 18), 1.0f);
+  write_shard(temp, 1, 2, {{{0, std::ssize(values)}}, values.data(), values.data(), values.data()},
+              sign);
+  const std::string shard = temp + "/shard-00001-of-00002.h5";
+  // Three arrays: written and read back a MB at a time, synced twice over, 4 MB at a time.
+  EXPECT_GE(signs[shard], 3 * kMegabytes * 2 + 3 * kMegabytes / 4 * 2);
+  EXPECT_EQ(signs.size(), 1u);
+
+  std::filesystem::remove(shard);
+  CheckpointContents contents;
+  contents.step = 3;
+  contents.layout = &layout;
+  contents.slices = cut(layout, 2);
+  contents.state = Json::object();
+  for (int rank = 0; rank < 2; ++rank)
+    contents.shards.push_back(save_shard(temp, flat, rank, contents.slices));
+  const std::string path = commit_checkpoint(temp, contents, sign);
+  for (const char* name :
+       {"shard-00000-of-00002.h5", "index.h5", "state.json", "manifest.json", "COMMITTED"})
+    EXPECT_GE(signs[temp + "/" + name], 1) << name;
+  EXPECT_GE(signs[path], 2);
+  EXPECT_GE(signs[place() + "/LATEST"], 4);
 }
 
 // Each piece of a tensor names elements of the flat buffer, every one once and in its place.

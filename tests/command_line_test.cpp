@@ -100,6 +100,7 @@ TEST(CommandLine, Commands) {
   EXPECT_EQ(parse({"in.toml", "--plan"}).command, Command::plan);
   EXPECT_EQ(parse({"in.toml", "--plan"}).ranks, 0);
   EXPECT_EQ(parse({"in.toml", "--plan", "--ranks", "4"}).ranks, 4);
+  EXPECT_EQ(parse({"in.toml", "--check", "--ranks=4"}).ranks, 4);
   EXPECT_FALSE(parse({"in.toml", "--plan"}).json);
   EXPECT_TRUE(parse({"--json", "in.toml", "--plan"}).json);
   EXPECT_EQ(parse({"--dump=a=b", "in.toml"}).dump, "a=b");
@@ -161,7 +162,7 @@ TEST(CommandLine, Refusals) {
       {{"a.toml", "--plan", "--json=1"}, {"--json", "does not take any arguments"}},
       {{"a.toml", "--json"}, {"--json: goes with --plan alone"}},
       {{"a.toml", "--ranks=4", "--json"},
-       {"--ranks: goes with --plan alone", "--json: goes with --plan alone"},
+       {"--ranks: goes with --plan or --check", "--json: goes with --plan alone"},
        2},
   };
   for (const Bad& bad : cases) {

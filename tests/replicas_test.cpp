@@ -138,6 +138,8 @@ TEST_F(InRanks, WhatArrivesChangedIsFoundAfterTheLastStep) {
     const Words words = arguments("llama", {fmt::format("--parallel.strategy={}", strategy)});
     expect_named(launch_failing(4, "links 3", words), "step 10",
                  "the working weights of rank 3 on ");
+    const Json summary = read_json(dir_ / fmt::format("run{}/summary.json", n_runs_ - 1));
+    EXPECT_EQ(summary.find("exit_code")->as_int64(), 71);
   }
 }
 

@@ -19,6 +19,12 @@ class ResumeFaults : public ResumeCase {
     bytes[bytes.size() * 2 / 3] ^= 4;
     write_bytes(path, bytes);
   }
+  static int64_t n_warnings(const Outcome& outcome) {
+    int64_t n = 0;
+    std::istringstream lines(outcome.err);
+    for (std::string line; std::getline(lines, line);) n += line.starts_with("utrain: warning: ");
+    return n;
+  }
   void expect_lines(const Outcome& outcome, size_t n, const Words& words) {
     EXPECT_EQ(outcome.error_lines().size(), n) << outcome.text();
     for (const std::string& word : words)
@@ -39,6 +45,8 @@ TEST_F(ResumeFaults, PassesOverDamagedOnes) {
     damage();
     const Outcome outcome = expect_done("parts", 2);
     expect_lines(outcome, 0, {"utrain: warning: ", checkpoint("parts", 10), what[0]});
+    EXPECT_EQ(n_warnings(outcome), 1) << outcome.text();
+    EXPECT_TRUE(fs::exists(at("parts") + "/checkpoints/unused-step-00000010"));
     EXPECT_NE(outcome.out.find("from step 5 of"), std::string::npos) << outcome.text();
     expect_same_run("whole", "parts");
   }
@@ -49,8 +57,10 @@ TEST_F(ResumeFaults, AllDamagedOrTheNamedOne) {
   for (const int step : {5, 10}) flip_a_bit(checkpoint("parts", step) + "/shard-00000-of-00002.h5");
   const std::string lines = read_bytes(at("parts") + "/metrics.jsonl");
   for (const int ranks : {kAlone, 2}) {
-    expect_lines(expect_code(5, "parts", ranks), 3,
-                 {checkpoint("parts", 5), checkpoint("parts", 10)});
+    const Outcome refused = expect_code(5, "parts", ranks);
+    expect_lines(refused, 1,
+                 {checkpoint("parts", 5), checkpoint("parts", 10), "no checkpoint in it is good"});
+    EXPECT_EQ(n_warnings(refused), 2) << refused.text();
     expect_lines(expect_code(5, "parts", ranks, {"--checkpoint.resume=" + checkpoint("parts", 5)}),
                  1, {"shard-00000"});
     expect_lines(expect_code(5, "parts", ranks, {"--checkpoint.resume=" + checkpoint("parts", 7)}),
@@ -60,6 +70,34 @@ TEST_F(ResumeFaults, AllDamagedOrTheNamedOne) {
   // Begin again, by the user's word.
   expect_done("parts", 2, {"--checkpoint.resume=never"});
   expect_same_run("whole", "parts");
+}
+
+// A check before a job has one rank, whatever the run has: it says what is true of the run.
+TEST_F(ResumeFaults, ACheckSpeaksOfTheRanksOfTheRun) {
+  interrupt("whole", 10, "parts");
+  const std::string changed = "equal to rounding, not to the bit: ",
+                    on_two = "to the bit on 2 ranks";
+  const auto checked = [&](int ranks, Words more, const char* tasks) {
+    more.push_back("--check");
+    ::setenv("SLURM_NTASKS", tasks, 1);
+    const Outcome outcome = expect_done("parts", ranks, more);
+    ::unsetenv("SLURM_NTASKS");
+    EXPECT_NE(outcome.out.find("step 10 of "), std::string::npos) << outcome.text();
+    return outcome.out;
+  };
+  const auto has = [](const std::string& text, const std::string& words) {
+    return text.find(words) != std::string::npos;
+  };
+  for (const std::string& text :
+       {checked(kAlone, {}, "1"), checked(kAlone, {"--ranks=2"}, "1"), checked(1, {}, "2")}) {
+    EXPECT_TRUE(has(text, on_two)) << text;
+    EXPECT_FALSE(has(text, changed)) << text;
+  }
+  for (const std::string& text : {checked(kAlone, {"--ranks=3"}, "2"), checked(1, {}, "3")})
+    EXPECT_TRUE(has(text, changed + "2 ranks, now 3 changed")) << text;
+  EXPECT_TRUE(has(checked(3, {}, "1"), changed + "2 ranks, now 3"));
+  const std::string same = checked(2, {}, "1");
+  EXPECT_FALSE(has(same, changed) || has(same, on_two)) << same;
 }
 
 TEST_F(ResumeFaults, AnotherInputIsRefusedUnlessAllowed) {

@@ -16,11 +16,19 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kFormatVersion = 1;
 
-bool are_finite(const ShardState& shard) {
+// sign: is told of each piece, as of path.
+bool are_finite(const ShardState& shard, const FileSign& sign, const std::string& path) {
+  constexpr int64_t kPiece = int64_t{16} << 20;
   const int64_t n = shard.n_elem();
-  return std::ranges::all_of(std::array{shard.parameters, shard.m, shard.v}, [n](const float* x) {
-    return std::all_of(x, x + n, [](float value) { return std::isfinite(value); });
-  });
+  for (const float* x : {shard.parameters, shard.m, shard.v}) {
+    for (int64_t begin = 0; begin < n; begin += kPiece) {
+      sign(path);
+      if (!std::all_of(x + begin, x + std::min(n, begin + kPiece),
+                       [](float value) { return std::isfinite(value); }))
+        return false;
+    }
+  }
+  return true;
 }
 
 void remove_quietly(const std::string& path) {
@@ -92,6 +100,18 @@ void Checkpoints::finish_or_drop() {
   finish();
 }
 
+void Checkpoints::drop() {
+  if (stage_ == Stage::committing) return finish();
+  if (stage_ == Stage::writing) {
+    world_.watchdog().enter(RunPhase::save, step_);
+    if (thread_.valid()) thread_.wait();
+    world_.barrier();  // nobody writes any more
+    if (world_.rank() == 0) remove_quietly(temp_);
+    thread_ = {};
+  }
+  stage_ = Stage::none;
+}
+
 void Checkpoints::capture(int64_t step, std::optional<double> eval_loss) {
   ASSERT(stage_ == Stage::none);
   own_stall_seconds_ = 0.0;
@@ -125,13 +145,21 @@ void Checkpoints::begin_writing(bool wait) {
     temp_ = begin_checkpoint(checkpoints_folder(job_.config.run.dir), step_, bytes());
   });
   temp_ = world_.broadcast(temp_);
-  thread_ = std::async(std::launch::async,
-                       [temp = temp_, shard = captured_->shard, rank = world_.rank(),
-                        ranks = world_.size()]() -> Written {
-                         if (!are_finite(shard)) return {{}, false, ""};
-                         return {write_shard(temp, rank, ranks, shard), true, ""};
-                       });
+  thread_ = write_beside([temp = temp_, shard = captured_->shard, rank = world_.rank(),
+                          ranks = world_.size()](const FileSign& sign) -> Written {
+    if (!are_finite(shard, sign, temp)) return {{}, false, ""};
+    return {write_shard(temp, rank, ranks, shard, sign), true, ""};
+  });
   stage_ = Stage::writing;
+}
+
+std::future<Checkpoints::Written> Checkpoints::write_beside(
+    std::function<Written(const FileSign& sign)> write) {
+  return std::async(std::launch::async,
+                    [&saves = world_.watchdog().saves(), step = step_, write = std::move(write)] {
+                      const SaveWatch::Writing save(saves, step);
+                      return write([&save](const std::string& file) { save.at(file); });
+                    });
 }
 
 Checkpoints::Work Checkpoints::work() {
@@ -181,14 +209,18 @@ void Checkpoints::commit() {
     contents.slices.push_back(slices_of_rank(*contents.layout, r, world_.size()));
   contents.state = state_json();
   if (!job_.is_full()) {
-    contents.write_output = [&](const std::string& dir, const std::vector<float>& parameters) {
-      save_adapter(dir + "/adapter", trainer_.model_state().layout(), parameters, job_.config);
+    contents.write_output = [&](const std::string& dir, const std::vector<float>& parameters,
+                                const FileSign& sign) {
+      save_adapter(dir + "/adapter", trainer_.model_state().layout(), parameters, job_.config,
+                   sign);
     };
   }
-  thread_ = std::async(std::launch::async, [this, contents = std::move(contents)]() -> Written {
+  thread_ = write_beside([this, contents = std::move(contents)](const FileSign& sign) -> Written {
+    const std::string& run_dir = job_.config.run.dir;
+    sign(run_dir + "/metrics.jsonl");
     directory_->sync_metrics();
-    const std::string path = commit_checkpoint(temp_, contents);
-    retain_checkpoints(checkpoints_folder(job_.config.run.dir), job_.config.checkpoint.keep);
+    const std::string path = commit_checkpoint(temp_, contents, sign);
+    retain_checkpoints(checkpoints_folder(run_dir), job_.config.checkpoint.keep, sign);
     return {{}, true, path};
   });
 }

@@ -4,6 +4,7 @@
 //   copied      the numbers of its step are not known yet, or the copy is not there
 //   writing     each rank its shard
 //   committing  rank 0
+// A thread that does not move for run.hang_timeout ends the run, whatever the steps do meanwhile.
 // Only a step with finite numbers, and only finite values, become a checkpoint. A failure of a
 // thread is thrown on all ranks by the next agree() or finish(). Every public call but the getters
 // is collective.
@@ -45,6 +46,7 @@ class Checkpoints {
   void finish();
   void finish_between_steps();  // the same, which steps wait for
   void finish_or_drop();        // the same, but what was only copied is given up
+  void drop();                  // the same, but what is not being committed is given up
 
   bool is_under_way() const { return stage_ != Stage::none; }
   int64_t n_written() const { return n_written_; }             // by this process
@@ -64,6 +66,7 @@ class Checkpoints {
   };
   class Stall;  // what is done while it lives is one
 
+  std::future<Written> write_beside(std::function<Written(const FileSign& sign)> write);
   Work work();
   void begin_writing(bool wait);
   void settle(Work of_any_rank);

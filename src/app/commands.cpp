@@ -46,7 +46,10 @@ void plan(const CommandLine& command_line, const World& world) {
   world.first_rank([&] {
     const Config config = read_config(command_line.input, command_line.overrides);
     const auto ranks = command_line.ranks > 0 ? static_cast<int>(command_line.ranks) : world.size();
-    const Plan plan = make_plan(command_line.input, config, ranks);
+    const int on_node =
+        std::min(ranks, command_line.ranks > 0 ? (ranks + world.n_nodes() - 1) / world.n_nodes()
+                                               : world.local_size());
+    const Plan plan = make_plan(command_line.input, config, ranks, on_node);
     fmt::print("{}", command_line.json ? plan_json(plan) : plan_table(plan));
   });
 }

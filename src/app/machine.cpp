@@ -40,10 +40,7 @@ Machine open_cpu(const Config& config, const World& world) {
   const int threads = threads_of_rank(world);
   int64_t budget = 0;
   world.together([&] {
-    if (config.parallel.collectives == "nccl") {
-      fail(ExitCode::usage, "parallel.collectives", "\"nccl\" is not available on the CPU",
-           "set \"auto\" or \"mpi\"");
-    }
+    check_cpu_collectives(config);
     set_cpu_threads(threads);
     machine.backend = make_cpu_backend(meaning_of_dtype(config.model.dtype, kNoGpu));
     budget = share_of(available_memory(), world.local_size());
@@ -185,6 +182,12 @@ DType meaning_of_dtype(const std::string& dtype, int compute_capability) {
   if (dtype == "bfloat16") return DType::bf16;
   if (compute_capability == kNoGpu) return DType::f32;
   return compute_capability >= kFirstWithBf16 ? DType::bf16 : DType::f16;
+}
+
+void check_cpu_collectives(const Config& config) {
+  if (config.parallel.collectives != "nccl") return;
+  fail(ExitCode::usage, "parallel.collectives", "\"nccl\" is not available on the CPU",
+       "set \"auto\" or \"mpi\"");
 }
 
 int64_t Machine::reserve_bytes() const {

@@ -41,6 +41,9 @@ struct Machine {
 inline constexpr int kNoGpu = 0;  // in the place of a GPU's compute capability
 DType meaning_of_dtype(const std::string& dtype, int compute_capability);
 
+// Fails with usage where parallel.collectives cannot be had on the CPU.
+void check_cpu_collectives(const Config& config);
+
 // Whether host memory holds what the arena wants of it; then, a usage error where it does not.
 bool host_memory_holds(const Arena& arena, const Machine& machine);
 void check_host_memory(const Arena& arena, const Machine& machine);

@@ -29,9 +29,10 @@ void set_machine(Plan& plan) {
   plan.gpu = c.run.backend != "cpu";
   plan.machine.gpu = plan.gpu;
   if (!plan.gpu) {
+    check_cpu_collectives(c);
     plan.machine.dtype = DType::f32;  // the CPU emulates the others in it
     const double bytes = kShareOfMemory * static_cast<double>(available_memory());
-    plan.machine.budget = static_cast<int64_t>(bytes) / plan.ranks;
+    plan.machine.budget = static_cast<int64_t>(bytes) / plan.ranks_on_node;
     return;
   }
   plan.machine.dtype = meaning_of_dtype(c.model.dtype, kAssumedCapability);
@@ -97,7 +98,7 @@ std::string reason(const Plan& plan) {
   if (plan.taken < 0) {
     const StrategyPlan& least = *std::min_element(
         plan.strategies.begin(), plan.strategies.end(),
-        [](const auto& a, const auto& b) { return a.total_bytes < b.total_bytes; });
+        [](const auto& a, const auto& b) { return a.needed_bytes < b.needed_bytes; });
     const Config& c = plan.config;
     std::string remedy = "lower train.micro_batch_size or data.seq_len";
     if (c.train.recompute == "none" || c.train.recompute == "mlp")
@@ -107,12 +108,12 @@ std::string reason(const Plan& plan) {
     if (plan.gpu && c.train.method == "full" && !c.parallel.offload_optimizer)
       remedy += ", set parallel.offload_optimizer = true";
     return fmt::format("none fits: {} needs the least, {} a rank of {}; {}, or plan for more ranks",
-                       least.strategy, text_of_bytes(least.total_bytes),
+                       least.strategy, text_of_bytes(least.needed_bytes),
                        text_of_bytes(plan.machine.budget), remedy);
   }
   const auto taken = static_cast<size_t>(plan.taken);
   const StrategyPlan& best = at(taken);
-  const std::string fits = fmt::format("{} of {} a rank", text_of_bytes(best.total_bytes),
+  const std::string fits = fmt::format("{} of {} a rank", text_of_bytes(best.needed_bytes),
                                        text_of_bytes(plan.machine.budget));
   if (plan.ranks == 1) return fmt::format("take ddp: one rank has nobody to share with; {}", fits);
   const std::string head = fmt::format("take {}: ", best.strategy);
@@ -153,7 +154,10 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   StrategyPlan plan;
   plan.strategy = strategy;
   plan.policy = wanted_recompute(job, backend, last, machine.budget);
-  const auto fits = [&](const Arena& arena) { return arena.bytes() <= machine.budget; };
+  const auto needed = [&](const Arena& arena) {
+    return arena.bytes() + (machine.gpu ? 0 : arena.host_bytes());
+  };
+  const auto fits = [&](const Arena& arena) { return needed(arena) <= machine.budget; };
   plan.passes_together = choose_passes(job, backend, last, plan.policy, fits);
   plan.layers_held =
       machine.gpu ? choose_layers_held(job, backend, last, plan.policy, plan.passes_together, fits)
@@ -162,7 +166,8 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   for (const MemoryClass m : kMemoryClasses)
     plan.bytes[static_cast<size_t>(m)] = largest.arena().bytes(m);
   plan.total_bytes = largest.arena().bytes();
-  plan.fits = plan.total_bytes <= machine.budget;
+  plan.needed_bytes = needed(largest.arena());
+  plan.fits = fits(largest.arena());
   Trainer busiest(job, backend, first, plan.policy, plan.passes_together, plan.layers_held);
   busiest.place();
   busiest.train_step(1);  // which gathers what later steps find there
@@ -178,11 +183,12 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   return plan;
 }
 
-Plan make_plan(const std::string& input, const Config& config, int ranks) {
+Plan make_plan(const std::string& input, const Config& config, int ranks, int ranks_on_node) {
   Plan plan;
   plan.input = input;
   plan.config = config;
   plan.ranks = ranks;
+  plan.ranks_on_node = ranks_on_node;
   set_machine(plan);
   Job job = read_job(config, ranks);
   plan.warnings = job.warnings;

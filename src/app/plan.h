@@ -22,7 +22,7 @@ struct PlanMachine {
   DType dtype = DType::bf16;
   int64_t row_multiple = 1;  // of the backend
   int64_t budget = 0;        // bytes a rank may plan for
-  bool gpu = false;
+  bool gpu = false;          // false: what lies in host memory is of the same budget
 };
 
 struct StrategyPlan {
@@ -30,6 +30,7 @@ struct StrategyPlan {
   bool fits = false;
   std::array<int64_t, kMemoryClasses.size()> bytes = {};  // by MemoryClass
   int64_t total_bytes = 0;                                // of the device
+  int64_t needed_bytes = 0;                               // of the budget
   std::vector<Recompute> policy;  // as the run would choose it; where nothing fits, the smallest
   int64_t passes_together = 1;    // likewise, as far as the device's memory goes
   int64_t layers_held = kFewestLayersHeld;  // likewise
@@ -59,7 +60,7 @@ inline constexpr size_t kNvlink = 0, kNetwork = 1;
 struct Plan {
   std::string input;  // as the user named it
   Config config;
-  int ranks = 1;
+  int ranks = 1, ranks_on_node = 1;
   bool gpu = true;
   PlanMachine machine;
   double gpu_memory_gb = 0.0;  // 0 on the CPU
@@ -73,7 +74,8 @@ struct Plan {
   std::string why;                       // one line
 };
 
-// Reads what the configuration names; needs neither GPU nor ranks. Throws as read_job.
-Plan make_plan(const std::string& input, const Config& config, int ranks);
+// Reads what the configuration names; needs neither GPU nor ranks. ranks_on_node: that share a
+// node's memory. Throws as read_job, and where a run would refuse its machine.
+Plan make_plan(const std::string& input, const Config& config, int ranks, int ranks_on_node);
 
 }  // namespace utrain

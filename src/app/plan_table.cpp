@@ -28,14 +28,14 @@ std::string text_of_recompute(const StrategyPlan& s) {
 std::string assumptions(const Plan& plan, bool offloads) {
   std::string text;
   const auto line = [&](const std::string& words) { text += fmt::format("  {}\n", words); };
-  if (offloads) line("host memory: whether a node has it for all its ranks only a run can tell");
   if (!plan.gpu) {
-    line(
-        fmt::format("memory: 0.9 of what this machine has available, for {} rank{}; how fast it "
-                    "computes is not known here",
-                    plan.ranks, plan.ranks == 1 ? "" : "s"));
+    line(fmt::format(
+        "memory: 0.9 of what this machine has available, for {} rank{} on it, with what "
+        "they offload; how fast it computes is not known here",
+        plan.ranks_on_node, plan.ranks_on_node == 1 ? "" : "s"));
     return text;
   }
+  if (offloads) line("host memory: whether a node has it for all its ranks only a run can tell");
   line(fmt::format("memory: GPUs of {:.4g} GB{}, less {} that utrain's libraries are given{}",
                    plan.gpu_memory_gb,
                    plan.gpu_memory_is_assumed ? " (assumed: run.gpu_memory_gb is not set)" : "",
@@ -55,7 +55,7 @@ std::string assumptions(const Plan& plan, bool offloads) {
 Json json_of(const Plan& plan, const StrategyPlan& s) {
   Json memory = Json::object(), recompute = Json::object(), sent = Json::object();
   for (const MemoryClass m : kMemoryClasses) memory.set(std::string(name_of(m)), s.bytes_of(m));
-  memory.set("total", s.total_bytes);
+  memory.set("total", s.total_bytes).set("needed", s.needed_bytes);
   recompute.set("keep", layers_with(s, Recompute::keep))
       .set("mlp", layers_with(s, Recompute::mlp))
       .set("block", layers_with(s, Recompute::block))
@@ -146,7 +146,8 @@ std::string plan_table(const Plan& plan) {
   }
   for (const StrategyPlan& s : plan.strategies) {
     if (!s.fits)
-      out += fmt::format("  {} does not fit: needs {}\n", s.strategy, text_of_bytes(s.total_bytes));
+      out +=
+          fmt::format("  {} does not fit: needs {}\n", s.strategy, text_of_bytes(s.needed_bytes));
   }
   for (const std::string& warning : plan.warnings) out += fmt::format("  warning: {}\n", warning);
   return out + assumptions(plan, offloads) + plan.why + "\n";

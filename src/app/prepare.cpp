@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 
 #include "app/peak_flops.h"
@@ -46,7 +47,17 @@ std::string text_of_checkpoints(const Config& config) {
                      c.every == 1 ? "" : "s", folder, c.keep);
 }
 
-void check_resumed(Prepared& p) {
+// Of the run itself, which a check may be made for on fewer; 0: not known.
+int64_t ranks_of_run(const CommandLine& command_line, int size) {
+  if (command_line.command != CommandLine::Command::check) return size;
+  if (command_line.ranks > 0) return command_line.ranks;
+  if (size > 1) return size;
+  const char* tasks = std::getenv("SLURM_NTASKS");  // 1 is also what srun says of the check
+  const int n = tasks == nullptr ? 0 : std::atoi(tasks);
+  return n > 1 ? n : 0;
+}
+
+void check_resumed(Prepared& p, int64_t ranks) {
   check_same_job(*p.resumed, *p.job, *p.machine.backend);
   const int64_t n_elem = p.trainer->model_state().layout().n_elem();
   if (const Checkpoint& c = p.resumed->checkpoint; c.n_elem() != n_elem) {
@@ -55,7 +66,7 @@ void check_resumed(Prepared& p) {
          "the model or the adapters have another shape: set checkpoint.resume = \"never\", or go "
          "back to the input that wrote it");
   }
-  p.facts.continues = text_of_resume(*p.resumed, fingerprint_of(*p.job, p.facts, p.policy));
+  p.facts.continues = text_of_resume(*p.resumed, fingerprint_of(*p.job, p.facts, p.policy), ranks);
 }
 
 }  // namespace
@@ -124,7 +135,8 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
              "",
              ""};
   if (saves) p.facts.checkpoints = text_of_checkpoints(config);
-  if (p.resumed) world.first_rank([&] { check_resumed(p); });
+  if (p.resumed)
+    world.first_rank([&] { check_resumed(p, ranks_of_run(command_line, world.size())); });
   if (world.rank() == 0) {
     fmt::print("{}", start_table(*p.job, p.facts, p.trainer->arena(), p.policy,
                                  p.trainer->model_state().layout()));

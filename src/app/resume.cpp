@@ -63,13 +63,22 @@ std::vector<std::string> newer_ones(const Config& config, int64_t step) {
 }
 
 Resumed open(const std::string& path, const World& world) {
-  Resumed resumed = {Checkpoint(path), {}, {}, true, {}};
+  Resumed resumed = {Checkpoint(path), {}, {}, true, {}, {}};
   resumed.checkpoint.verify(world.rank(), world.size());
   const JsonObjectReader state(resumed.checkpoint.state(), path + "/state.json",
                                ExitCode::no_checkpoint);
   resumed.optimizer = optimizer_from_json(state.object("optimizer"));
   resumed.totals = totals_from_json(state.object("totals"));
   return resumed;
+}
+
+// What of the fingerprint depends on how many ranks there are.
+constexpr std::array<std::string_view, 4> kOfRanks = {"ranks", "gpus", "recompute",
+                                                      "passes_together"};
+
+std::string text_of_ranks(const Json& ranks) {
+  const std::string n = to_text(ranks);
+  return fmt::format("{} rank{}", n, n == "1" ? "" : "s");
 }
 
 bool is_damage(ExitCode code) {
@@ -102,31 +111,35 @@ std::optional<Resumed> find_checkpoint(const Config& config, const World& world)
   const std::vector<std::string> paths = lines_of(world.broadcast(list));
   const bool is_named = config.checkpoint.resume != "auto";
   std::vector<std::string> damaged;
+  const auto warn = [&](const std::string& what, const char* then) {
+    if (world.rank() == 0) fmt::print(stderr, "utrain: warning: {}{}\n", what, then);
+  };
   for (const std::string& path : paths) {
     std::optional<Resumed> resumed;
     try {
       world.together([&] { resumed.emplace(open(path, world)); });
     } catch (const SharedError& error) {
       if (is_named || !is_damage(error.code())) throw;
-      damaged.push_back(error.what());
+      damaged.push_back(path);
+      warn(error.what(), path == paths.back() ? "" : "; the checkpoint before it is tried");
       continue;
     }
     world.first_rank([&] {
-      for (const std::string& what : damaged)
-        fmt::print(stderr, "utrain: warning: {}; the checkpoint before it is taken\n", what);
       resumed->of_this_run = is_inside(path, checkpoints_folder(config.run.dir));
-      if (resumed->of_this_run) resumed->unused = newer_ones(config, resumed->checkpoint.step());
+      if (!resumed->of_this_run) return;
+      for (const std::string& newer : newer_ones(config, resumed->checkpoint.step())) {
+        const bool is_told = std::find(damaged.begin(), damaged.end(), newer) != damaged.end();
+        (is_told ? resumed->damaged : resumed->unused).push_back(newer);
+      }
     });
     return resumed;
   }
   if (!damaged.empty()) {
-    std::string lines;
-    for (const std::string& what : damaged) lines += what + "\n";
-    lines += fmt::format(
-        "{}: no checkpoint in it is good; restore one from elsewhere, or set checkpoint.resume = "
-        "\"never\" to start again at step 1",
-        checkpoints_folder(config.run.dir));
-    throw SharedError(ExitCode::no_checkpoint, lines);
+    throw SharedError(
+        ExitCode::no_checkpoint,
+        fmt::format("{}: no checkpoint in it is good; restore one from elsewhere, or set "
+                    "checkpoint.resume = \"never\" to start again at step 1",
+                    checkpoints_folder(config.run.dir)));
   }
   return std::nullopt;
 }
@@ -158,19 +171,33 @@ void check_same_job(const Resumed& resumed, const Job& job, const Backend& backe
   }
 }
 
-std::string text_of_resume(const Resumed& resumed, const Json& fingerprint) {
+std::string text_of_resume(const Resumed& resumed, const Json& fingerprint, int64_t ranks) {
   std::string text =
       fmt::format("step {} of {}", resumed.checkpoint.step(), resumed.checkpoint.path());
   const Json* then = resumed.checkpoint.state().find("fingerprint");
   if (then == nullptr) return text;
+  Json now = fingerprint;
+  const Json* then_ranks = then->is_object() ? then->find("ranks") : nullptr;
+  const bool is_of_other_ranks = fingerprint.find("ranks")->as_int64() != ranks;
+  if (is_of_other_ranks) {
+    // What follows from the number of ranks is not known either.
+    now = Json::object();
+    for (const auto& [key, value] : fingerprint.as_object())
+      if (std::ranges::count(kOfRanks, key) == 0) now.set(key, value);
+    if (ranks > 0) now.set("ranks", ranks);
+  }
   std::string others;
-  for (const auto& [key, was, is] : changed_numbers(*then, fingerprint))
+  for (const auto& [key, was, is] : changed_numbers(*then, now))
     others += fmt::format("{}{}", others.empty() ? "" : ", ",
                           key == "ranks"   ? fmt::format("{} ranks, now {}", was, is)
                           : key == "build" ? std::string("another build")
                                            : key);
   if (!others.empty())
     text += fmt::format("; equal to rounding, not to the bit: {} changed", others);
+  else if (is_of_other_ranks && then_ranks != nullptr)
+    text += fmt::format(
+        "; equal to the bit on {} and machines like those that wrote it, else to rounding",
+        text_of_ranks(*then_ranks));
   return text;
 }
 

@@ -17,8 +17,10 @@ struct Resumed {
   Checkpoint checkpoint;
   std::array<double, kStepStates> optimizer;  // indexed by StepState
   RunTotals totals;
-  bool of_this_run = true;          // it lies in run.dir
-  std::vector<std::string> unused;  // newer ones in run.dir: damaged, or passed over by name
+  bool of_this_run = true;  // it lies in run.dir
+  // Newer ones in run.dir.
+  std::vector<std::string> damaged;  // and told
+  std::vector<std::string> unused;   // passed over by name
 };
 
 std::string checkpoints_folder(const std::string& run_dir);
@@ -27,15 +29,17 @@ std::string checkpoints_folder(const std::string& run_dir);
 Json optimizer_to_json(const std::array<double, kStepStates>& state);
 std::array<double, kStepStates> optimizer_from_json(const JsonObjectReader& json);
 
-// Empty: the run starts afresh. "auto" passes over damaged ones with a warning each; a path means
-// that one. Fails with no_checkpoint where none is left or the named one is damaged. Collective.
+// Empty: the run starts afresh. "auto" passes over damaged ones with a warning each, and no other
+// word of them; a path means that one. Fails with no_checkpoint where none is left or the named one
+// is damaged. Collective.
 std::optional<Resumed> find_checkpoint(const Config& config, const World& world);
 
 // Rank 0: that the job is the one the checkpoint was written by, but for what
 // checkpoint.allow_changes names. Fails with usage, one line for each value that changed.
 void check_same_job(const Resumed& resumed, const Job& job, const Backend& backend);
 
-// "step 50 of PATH", and in what the continuation may round differently.
-std::string text_of_resume(const Resumed& resumed, const Json& fingerprint);
+// "step 50 of PATH", and in what the continuation may round differently. ranks: of the run that
+// follows, which may be others than the fingerprint's where this is but a check; 0: not known.
+std::string text_of_resume(const Resumed& resumed, const Json& fingerprint, int64_t ranks);
 
 }  // namespace utrain

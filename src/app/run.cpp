@@ -33,6 +33,7 @@ RunStart start_of(const Prepared& p, bool dry_run) {
   if (!p.resumed || !p.resumed->of_this_run) return start;
   start.after_step = p.resumed->checkpoint.step();
   start.unused = p.resumed->unused;
+  start.damaged = p.resumed->damaged;
   return start;
 }
 
@@ -77,7 +78,7 @@ bool Run::train() {
     if (is_due(step)) capture(step);
   }
   checkpoints_->finish();
-  compare_replicas(world_, n_steps_, p_.trainer->replicas());
+  compare(n_steps_, p_.trainer->replicas());
   totals_.exposed_seconds = p_.trainer->exposed_seconds();
   if (p_.job->is_full()) return true;  // save_model looks at every weight
   parameters_ = p_.trainer->parameters_on_host();
@@ -106,8 +107,9 @@ void Run::save() {
   world_.first_rank([&] {
     if (!p_.job->is_full()) {
       totals_.output_path = directory_->adapter_path();
-      totals_.output_tensors = save_adapter(totals_.output_path, p_.trainer->model_state().layout(),
-                                            parameters_, p_.job->config);
+      totals_.output_tensors =
+          save_adapter(totals_.output_path, p_.trainer->model_state().layout(), parameters_,
+                       p_.job->config, [&](const auto&) { world_.watchdog().progress(); });
     }
     directory_->write_text("input.resolved.toml", print_config(p_.job->config));
   });
@@ -196,7 +198,7 @@ void Run::report(const StepStats& stats) {
   world_.watchdog().step_took(stats.seconds);
   if (directory_) directory_->write_metrics(stats);
   if (progress_) progress_->step(stats);
-  if (!stats.replicas.empty()) compare_replicas(world_, stats.step, stats.replicas);
+  if (!stats.replicas.empty()) compare(stats.step, stats.replicas);
   bad_steps_ = stats.skipped && !stats.overflowed ? bad_steps_ + 1 : 0;
   if (bad_steps_ == kMostBadSteps || (bad_steps_ > 0 && stats.step == n_steps_)) {
     fail_diverged(fmt::format("step {}: loss or gradient norm not finite in {} step{} in a row",
@@ -236,13 +238,24 @@ void Run::evaluate(int64_t step) {
 void Run::fail_diverged(const std::string& what) {
   // What is under way is of an earlier step, and good.
   checkpoints_->finish_or_drop();
+  end_failing(ExitCode::diverged,
+              what +
+                  "; lower train.lr, raise train.warmup_steps, or look for damaged weights and "
+                  "data");
+}
+
+void Run::compare(int64_t step, const std::string& replicas) {
+  const std::string line = find_differences(world_, step, replicas);
+  if (line.empty()) return;
+  checkpoints_->drop();  // it may hold what is wrong
+  end_failing(ExitCode::disagree, line);
+}
+
+void Run::end_failing(ExitCode code, const std::string& line) {
   totals_.exposed_seconds = p_.trainer->exposed_seconds();
-  finish(ExitCode::diverged);
+  finish(code);
   progress_.reset();
-  throw SharedError(ExitCode::diverged,
-                    what +
-                        "; lower train.lr, raise train.warmup_steps, or look for damaged "
-                        "weights and data");
+  throw SharedError(code, line);
 }
 
 }  // namespace utrain

@@ -33,7 +33,9 @@ class Run {
   bool is_due(int64_t step) const;
   void capture(int64_t step);
   void stop_after(int64_t step, const std::string& reason);
+  void compare(int64_t step, const std::string& replicas);
   [[noreturn]] void fail_diverged(const std::string& what);
+  [[noreturn]] void end_failing(ExitCode code, const std::string& line);  // with a summary
 
   Prepared& p_;
   const World& world_;

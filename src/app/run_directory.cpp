@@ -101,15 +101,14 @@ void cut_metrics(const std::string& path, int64_t step) {
 }
 
 // A name under which nothing looks for checkpoints; what was left there before goes.
-void set_aside(const std::string& checkpoint) {
+std::string set_aside(const std::string& checkpoint) {
   const fs::path path(checkpoint);
   const fs::path aside = path.parent_path() / ("unused-" + path.filename().string());
   std::error_code error;
   fs::remove_all(aside, error);
   if (!error) fs::rename(path, aside, error);
   if (error) fail_io(checkpoint, "cannot be renamed", error.value());
-  fmt::print(stderr, "utrain: warning: {}: is newer than what the run goes on from, now {}\n",
-             checkpoint, aside.filename().string());
+  return aside.filename().string();
 }
 
 }  // namespace
@@ -178,7 +177,10 @@ void RunDirectory::take(bool overwrite, const RunStart& start) {
   const std::string folder = checkpoints_folder(dir_);
   if (start.after_step > 0) {
     cut_metrics(dir_ + "/metrics.jsonl", start.after_step);
-    for (const std::string& checkpoint : start.unused) set_aside(checkpoint);
+    for (const std::string& checkpoint : start.damaged) set_aside(checkpoint);
+    for (const std::string& checkpoint : start.unused)
+      fmt::print(stderr, "utrain: warning: {}: is newer than what the run goes on from, now {}\n",
+                 checkpoint, set_aside(checkpoint));
   } else {
     if (!start.clears_checkpoints && !list_checkpoints(folder).empty()) {
       fail(ExitCode::usage, folder, "checkpoints came to be while this run was starting",

@@ -26,7 +26,8 @@ struct RunStart {
   bool dry_run = false;             // writes metrics alone
   bool clears_checkpoints = false;  // begins again, and may lose the checkpoints that are there
   int64_t after_step = 0;  // goes on from a checkpoint of this directory; its metrics go on, too
-  std::vector<std::string> unused;  // checkpoints newer than that: their names are taken away
+  // Checkpoints newer than that, whose names are taken away: with a warning, and told already.
+  std::vector<std::string> unused, damaged;
 };
 
 // Keeps a second job out of a directory while this one lives. A file system without locks only gets

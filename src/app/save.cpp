@@ -135,11 +135,12 @@ class ModelWriter {
 }  // namespace
 
 int64_t save_adapter(const std::string& dir, const TrainableLayout& layout,
-                     const std::vector<float>& parameters, const Config& config) {
+                     const std::vector<float>& parameters, const Config& config,
+                     const FileSign& sign) {
   const auto& tensors = layout.tensors();
   NewDirectory directory(dir);
   {
-    SafetensorsWriter writer(adapter_weights_path(dir));
+    SafetensorsWriter writer(adapter_weights_path(dir), sign);
     for (const Trainable& t : tensors) writer.declare(t.name, FileDType::f32, {t.rows, t.cols});
     for (const Trainable& t : tensors) {
       writer.write(t.name, &parameters[static_cast<size_t>(t.offset)],
@@ -150,10 +151,12 @@ int64_t save_adapter(const std::string& dir, const TrainableLayout& layout,
   const Config::Lora& lora = config.lora;
   write_adapter_config(dir, {lora.r, lora.alpha, lora.dropout, lora.use_rslora, lora.target_modules,
                              config.model.path});
+  show(sign, adapter_weights_path(dir));
 
   const SafetensorsFile back = open_adapter_weights(dir);
   bool b_is_zero = true;
   for (const Trainable& t : tensors) {
+    show(sign, adapter_weights_path(dir));
     const StoredTensor* stored = back.find(t.name);
     std::vector<float> values(static_cast<size_t>(t.rows * t.cols));
     if (stored != nullptr && stored->n_elem() == t.rows * t.cols) {

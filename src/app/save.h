@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "comm/world.h"
+#include "io/file.h"
 #include "train/trainer.h"
 
 namespace utrain {
@@ -13,7 +14,8 @@ namespace utrain {
 // compared: finite, and a warning where every B is zero. Returns the number of tensors.
 // parameters: flat, as layout says.
 int64_t save_adapter(const std::string& dir, const TrainableLayout& layout,
-                     const std::vector<float>& parameters, const Config& config);
+                     const std::vector<float>& parameters, const Config& config,
+                     const FileSign& sign = {});
 
 // The trained model as a Hugging Face directory in `dtype`: model.safetensors, or shards of at most
 // 5 GB with their index; config.json with that dtype, and the tokenizer's files of `source`.

@@ -15,7 +15,7 @@ namespace utrain {
 
 namespace {
 
-constexpr size_t kReadBytes = size_t{4} << 20;
+constexpr auto kReadBytes = static_cast<size_t>(kBytesOfASign);
 
 bool is_plain(std::string_view name) {
   return !name.empty() && name.size() <= 255 && name[0] != '.' &&
@@ -108,7 +108,10 @@ std::string xxh3_of(std::string_view bytes) {
   return hexadecimal(XXH3_128bits(bytes.data(), bytes.size()));
 }
 
-FileFacts read_facts(const std::string& dir, const std::string& name, ExitCode code) {
+FileFacts read_facts(const std::string& dir, const std::string& name, ExitCode code,
+                     const FileSign& sign) {
+  const std::string path = dir + "/" + name;
+  show(sign, path);
   const RegularFile file(dir, name, code);
   const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
                                                                        XXH3_freeState);
@@ -119,6 +122,7 @@ FileFacts read_facts(const std::string& dir, const std::string& name, ExitCode c
   while (const size_t n = file.read(buffer.get(), kReadBytes)) {
     XXH3_128bits_update(state.get(), buffer.get(), n);
     facts.bytes += static_cast<int64_t>(n);
+    show(sign, path);
   }
   facts.xxh3 = hexadecimal(XXH3_128bits_digest(state.get()));
   return facts;

@@ -20,7 +20,8 @@ int64_t step_of_name(const std::string& name);  // of checkpoint_name(); -1 for 
 std::string xxh3_of(std::string_view bytes);  // XXH3-128, 32 hexadecimal digits
 
 // Size and hash of dir/name, read from disk. What is no regular file fails with code.
-FileFacts read_facts(const std::string& dir, const std::string& name, ExitCode code);
+FileFacts read_facts(const std::string& dir, const std::string& name, ExitCode code,
+                     const FileSign& sign = {});
 // The bytes of dir/name, at most max_bytes; fails with no_checkpoint.
 std::string read_checkpoint_text(const std::string& dir, const std::string& name,
                                  int64_t max_bytes);

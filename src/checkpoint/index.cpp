@@ -53,8 +53,8 @@ std::vector<VirtualPiece> pieces_of(const Trainable& tensor,
 }
 
 void write_index(const std::string& path, int64_t step, const TrainableLayout& layout,
-                 const std::vector<std::vector<Slice>>& slices) {
-  Hdf5Writer file(path);
+                 const std::vector<std::vector<Slice>>& slices, const FileSign& sign) {
+  Hdf5Writer file(path, sign);
   file.attribute("format_version", kCheckpointFormat);
   file.attribute("step", step);
   for (const char* array : {"parameters", "m", "v"}) file.group(array);

@@ -17,6 +17,6 @@ std::vector<VirtualPiece> pieces_of(const Trainable& tensor,
                                     const std::vector<std::vector<Slice>>& slices);
 
 void write_index(const std::string& path, int64_t step, const TrainableLayout& layout,
-                 const std::vector<std::vector<Slice>>& slices);
+                 const std::vector<std::vector<Slice>>& slices, const FileSign& sign = {});
 
 }  // namespace utrain

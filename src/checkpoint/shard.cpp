@@ -27,7 +27,8 @@ Slice common(const Slice& a, const Slice& b) {
 
 }  // namespace
 
-FileFacts write_shard(const std::string& temp, int rank, int ranks, const ShardState& state) {
+FileFacts write_shard(const std::string& temp, int rank, int ranks, const ShardState& state,
+                      const FileSign& sign) {
   ASSERT(rank >= 0 && rank < ranks);
   std::vector<int64_t> slices;
   int64_t end = 0;
@@ -38,7 +39,7 @@ FileFacts write_shard(const std::string& temp, int rank, int ranks, const ShardS
   }
   const std::string name = shard_name(rank, ranks);
   const int64_t n_elem = state.n_elem();
-  Hdf5Writer file(temp + "/" + name);
+  Hdf5Writer file(temp + "/" + name, sign);
   file.attribute("format_version", kCheckpointFormat);
   file.attribute("rank", rank);
   file.attribute("ranks", ranks);
@@ -47,7 +48,7 @@ FileFacts write_shard(const std::string& temp, int rank, int ranks, const ShardS
   file.write("m", state.m, n_elem);
   file.write("v", state.v, n_elem);
   file.close();
-  return read_facts(temp, name, ExitCode::io);
+  return read_facts(temp, name, ExitCode::io, sign);
 }
 
 ShardReader::ShardReader(const std::string& dir, int rank, int ranks,

@@ -68,34 +68,62 @@ void check_room(const std::string& folder, int64_t bytes) {
          "make room, or name a run.dir on a larger file system");
 }
 
-void sync_file(const std::string& path) {
+// What cannot be removed stays.
+void remove_tree(const std::string& path, const FileSign& sign) {
+  std::error_code error, ignored;
+  std::vector<fs::path> files;
+  for (fs::recursive_directory_iterator it(path, error), end; !error && it != end;
+       it.increment(error))
+    if (!it->is_directory(ignored)) files.push_back(it->path());
+  for (const fs::path& file : files) {
+    show(sign, file.string());
+    fs::remove(file, ignored);
+  }
+  show(sign, path);
+  fs::remove_all(path, ignored);
+}
+
+void sync_file(const std::string& path, const FileSign& sign) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
   if (fd < 0) fail_io(path, "cannot be opened to be synced", errno);
-  const int synced = ::fsync(fd), error = errno;
+  struct stat info;
+  const int64_t bytes = ::fstat(fd, &info) == 0 ? info.st_size : 0;
+  const int error = sync_file_data(fd, bytes, sign, path);
   ::close(fd);
-  if (synced != 0) fail_io(path, "syncing failed", error);
+  if (error != 0) fail_io(path, "syncing failed", error);
 }
 
 // All parameters of the buffer, from the shards.
-std::vector<float> read_back(const std::string& temp, const CheckpointContents& contents) {
+std::vector<float> read_back(const std::string& temp, const CheckpointContents& contents,
+                             const FileSign& sign) {
+  constexpr int64_t kPiece = int64_t{4} << 20;
   const Slice all{0, contents.layout->n_elem()};
   std::vector<float> parameters(static_cast<size_t>(all.n_elem));
   const int ranks = static_cast<int>(contents.slices.size());
   for (int rank = 0; rank < ranks; ++rank) {
     const ShardReader shard(temp, rank, ranks, contents.slices[static_cast<size_t>(rank)],
                             ExitCode::io);
-    shard.read("parameters", all, parameters.data());
+    for (const Slice& slice : contents.slices[static_cast<size_t>(rank)]) {
+      const int64_t end = slice.begin + slice.n_elem;
+      for (int64_t begin = slice.begin; begin < end; begin += kPiece) {
+        show(sign, temp + "/" + shard_name(rank, ranks));
+        shard.read("parameters", {begin, std::min(kPiece, end - begin)},
+                   &parameters[static_cast<size_t>(begin)]);
+      }
+    }
   }
   return parameters;
 }
 
 // What write_output left in temp, synced; known: names that are listed already.
-std::vector<FileFacts> other_files(const std::string& temp, const std::vector<FileFacts>& known) {
+std::vector<FileFacts> other_files(const std::string& temp, const std::vector<FileFacts>& known,
+                                   const FileSign& sign) {
   std::vector<FileFacts> found;
   std::error_code error;
   fs::recursive_directory_iterator it(temp, error);
   for (; !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
     const std::string name = fs::path(it->path()).lexically_relative(temp).string();
+    show(sign, it->path().string());
     if (fs::is_directory(it->symlink_status(error))) {
       sync_directory(it->path().string());
       continue;
@@ -105,8 +133,8 @@ std::vector<FileFacts> other_files(const std::string& temp, const std::vector<Fi
     if (!is_checkpoint_file_name(name))
       fail(ExitCode::internal, it->path().string(), "is no name for a file of a checkpoint",
            "this is a fault of utrain: please report it");
-    sync_file(it->path().string());
-    found.push_back(read_facts(temp, name, ExitCode::io));
+    sync_file(it->path().string(), sign);
+    found.push_back(read_facts(temp, name, ExitCode::io, sign));
   }
   if (error) fail_io(temp, "cannot be listed", error.value());
   std::sort(found.begin(), found.end(),
@@ -114,7 +142,8 @@ std::vector<FileFacts> other_files(const std::string& temp, const std::vector<Fi
   return found;
 }
 
-void check_shards(const std::string& temp, const CheckpointContents& contents) {
+void check_shards(const std::string& temp, const CheckpointContents& contents,
+                  const FileSign& sign) {
   const int64_t ranks = static_cast<int64_t>(contents.slices.size());
   ASSERT(contents.layout != nullptr && contents.state.is_object());
   ASSERT(fault_of_slices(contents.slices, contents.layout->n_elem()).empty());
@@ -123,6 +152,7 @@ void check_shards(const std::string& temp, const CheckpointContents& contents) {
     const FileFacts& shard = contents.shards[static_cast<size_t>(rank)];
     ASSERT(shard.name == shard_name(rank, ranks));
     const std::string path = temp + "/" + shard.name;
+    show(sign, path);
     struct stat info;
     if (::lstat(path.c_str(), &info) != 0)
       fail_io(path, fmt::format("the shard of {} bytes is not there", shard.bytes), errno);
@@ -167,38 +197,41 @@ std::string begin_checkpoint(const std::string& folder, int64_t step, int64_t by
   return temp;
 }
 
-std::string commit_checkpoint(const std::string& temp, const CheckpointContents& contents) {
-  check_shards(temp, contents);
-  write_index(temp + "/index.h5", contents.step, *contents.layout, contents.slices);
-  write_text_file(temp + "/state.json", to_pretty_text(contents.state) + "\n");
-  if (contents.write_output) contents.write_output(temp, read_back(temp, contents));
+std::string commit_checkpoint(const std::string& temp, const CheckpointContents& contents,
+                              const FileSign& sign) {
+  check_shards(temp, contents, sign);
+  write_index(temp + "/index.h5", contents.step, *contents.layout, contents.slices, sign);
+  write_text_file(temp + "/state.json", to_pretty_text(contents.state) + "\n", sign);
+  if (contents.write_output) contents.write_output(temp, read_back(temp, contents, sign), sign);
 
   Manifest manifest{contents.step, contents.layout->n_elem(), contents.slices, contents.shards};
   for (const char* name : {"index.h5", "state.json"})
-    manifest.files.push_back(read_facts(temp, name, ExitCode::io));
-  const std::vector<FileFacts> others = other_files(temp, manifest.files);
+    manifest.files.push_back(read_facts(temp, name, ExitCode::io, sign));
+  const std::vector<FileFacts> others = other_files(temp, manifest.files, sign);
   manifest.files.insert(manifest.files.end(), others.begin(), others.end());
   const std::string text = to_text(manifest);
-  write_text_file(temp + "/manifest.json", text);
-  write_text_file(temp + "/COMMITTED", xxh3_of(text) + "\n");  // syncs temp, too
+  write_text_file(temp + "/manifest.json", text, sign);
+  write_text_file(temp + "/COMMITTED", xxh3_of(text) + "\n", sign);  // syncs temp, too
 
   const fs::path folder = fs::path(temp).parent_path();
   const std::string name = checkpoint_name(contents.step), path = (folder / name).string();
   const std::string trash = trash_name(folder, name);
+  show(sign, path);
   put_in_place(temp, path, trash);
+  show(sign, path);
   sync_directory(folder.string());
-  write_text_file((folder / "LATEST").string(), name + "\n");
-  std::error_code ignored;
-  fs::remove_all(trash, ignored);
+  write_text_file((folder / "LATEST").string(), name + "\n", sign);
+  remove_tree(trash, sign);
   return path;
 }
 
-void retain_checkpoints(const std::string& folder, int64_t keep) {
+void retain_checkpoints(const std::string& folder, int64_t keep, const FileSign& sign) {
   ASSERT(keep >= 1);
   std::vector<CheckpointPlace> sound, behind;  // behind: older than `keep` sound ones, or sound
   std::string best;
   double lowest = 0.0;
   for (const CheckpointPlace& place : list_checkpoints(folder)) {
+    show(sign, place.path);
     const bool enough = static_cast<int64_t>(sound.size()) >= keep;
     try {
       const Checkpoint checkpoint(place.path);
@@ -218,8 +251,7 @@ void retain_checkpoints(const std::string& folder, int64_t keep) {
     const std::string trash = trash_name(folder, checkpoint_name(place.step));
     if (::rename(place.path.c_str(), trash.c_str()) != 0)
       fail_io(place.path, "renaming to be removed failed", errno);
-    std::error_code ignored;
-    fs::remove_all(trash, ignored);
+    remove_tree(trash, sign);
   }
 }
 

@@ -7,7 +7,8 @@
 //   COMMITTED     written last; a directory without it is none
 // Rank 0 begins and commits, every rank writes its shard in between. No MPI in here: all of it may
 // run on a thread beside the training. The order of writing is the promise: every file synced, then
-// the manifest, COMMITTED, the directory, and the rename to the final name.
+// the manifest, COMMITTED, the directory, and the rename to the final name. sign: told of every MB
+// and every sync.
 #pragma once
 
 #include <functional>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "checkpoint/slice.h"
+#include "io/file.h"
 #include "io/json.h"
 #include "model/trainable.h"
 
@@ -39,7 +41,8 @@ std::string checkpoint_name(int64_t step);
 std::string begin_checkpoint(const std::string& folder, int64_t step, int64_t bytes);
 
 // Every rank, into rank 0's temporary directory; synced and read back. Fails with io.
-FileFacts write_shard(const std::string& temp, int rank, int ranks, const ShardState& state);
+FileFacts write_shard(const std::string& temp, int rank, int ranks, const ShardState& state,
+                      const FileSign& sign = {});
 
 // What rank 0 adds to the shards.
 struct CheckpointContents {
@@ -50,15 +53,18 @@ struct CheckpointContents {
   Json state;                              // state.json: an object
   // Writes what else belongs into dir, e.g. adapter/, from all parameters [layout->n_elem()], which
   // are read back from the shards. Empty: nothing.
-  std::function<void(const std::string& dir, const std::vector<float>& parameters)> write_output;
+  std::function<void(const std::string& dir, const std::vector<float>& parameters,
+                     const FileSign& sign)>
+      write_output;
 };
 
 // Rank 0, once all shards are there: makes temp the checkpoint, and LATEST name it. A checkpoint of
 // the same step that is there already is replaced. Returns its path. Fails with io.
-std::string commit_checkpoint(const std::string& temp, const CheckpointContents& contents);
+std::string commit_checkpoint(const std::string& temp, const CheckpointContents& contents,
+                              const FileSign& sign = {});
 
 // Removes all but the newest `keep` checkpoints and the one with the lowest eval_loss in its
 // state.json. A directory is renamed before it is removed, so that none is ever half there.
-void retain_checkpoints(const std::string& folder, int64_t keep);
+void retain_checkpoints(const std::string& folder, int64_t keep, const FileSign& sign = {});
 
 }  // namespace utrain

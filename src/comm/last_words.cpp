@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
@@ -16,11 +17,14 @@
 #include <memory>
 #include <mutex>
 #include <system_error>
+#include <thread>
 
 #include "comm/quiet_thread.h"
 
 namespace utrain {
 namespace {
+
+constexpr double kClaiming = 0.75;  // s
 
 void write_all(int file, const std::string& text) {
   for (size_t done = 0; done < text.size();) {
@@ -95,6 +99,18 @@ Claim claim_on_node(const std::string& what) {
   const bool is_taken = errno == EADDRINUSE;
   close(held);
   return is_taken ? Claim::taken : Claim::unknown;
+}
+
+void say_once(const std::string& text, const std::string& crash_dir, int node, bool is_weak) {
+  if (node >= 0 && !crash_dir.empty()) {
+    const auto claim = std::make_shared<std::atomic<Claim>>(Claim::unknown);
+    run_bounded({[=] { *claim = claim_file(crash_dir + "/hang.txt", text); }}, kClaiming);
+    if (*claim == Claim::taken) return;
+  } else if (node >= 0) {
+    std::this_thread::sleep_for(
+        std::chrono::milliseconds((is_weak ? 1500 : 0) + 100 * std::min(node, 5)));
+  }
+  write_error_line(text);
 }
 
 void write_crash_file(const std::string& path, const std::string& text) {

@@ -19,6 +19,10 @@ Claim claim_file(const std::string& path, const std::string& text);
 // As claim_file(), of the processes on this node that a launcher started together: it is held until
 // the process ends. unknown: no launcher names them.
 Claim claim_on_node(const std::string& what);
+// One line on all nodes: from who makes the file, which a file system that stands still does not
+// hold back. Without files a node knows itself alone: those go first that have found more than ranks
+// that wait (is_weak), and of them the lower node. node: -1 where there is but one.
+void say_once(const std::string& text, const std::string& crash_dir, int node, bool is_weak);
 void write_crash_file(const std::string& path, const std::string& text);
 
 }  // namespace utrain

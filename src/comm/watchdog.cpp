@@ -29,6 +29,7 @@ constexpr double kLongestPeriod = 1.0;  // s
 // s more for last words where there are other nodes, with and without files
 constexpr double kOtherNodes = 0.5, kUnknownNodes = 1.5;
 constexpr int64_t kBytesOfASign = 1 << 20;
+constexpr int kVerdicts = 10;               // in a row
 constexpr double kSilentMoment = 0.5;       // s
 constexpr double kAfterTheFirst = 0.75;     // s until others end who had not to say it
 constexpr double kLookAtOthersAhead = 5.0;  // s before the limit
@@ -52,6 +53,7 @@ struct Watchdog::State {
   std::shared_ptr<Heartbeats> heartbeats;
   std::map<const void*, std::function<void()>> at_hang;
   CallRing ring;
+  SaveWatch saves;
 };
 
 // The thread. It takes no lock for longer than a copy, touches no file and waits for nobody.
@@ -99,11 +101,14 @@ class Watchdog::Watcher {
     board_->slot(place_.local_rank).n_beats.fetch_add(1, kRelaxed);
     if (board_->giver_up().load() != 0) give_up("");
     look_at_files(elapsed);
+    look_at_save(elapsed);
     std::vector<RankView> views = node_views(elapsed);
     if (heartbeats_) add_other_nodes(views);
     const std::optional<Verdict> verdict = may_judge_ ? judge(views) : std::nullopt;
     n_verdicts_ = verdict ? n_verdicts_ + 1 : 0;
-    if (n_verdicts_ < 2) return;  // not a moment's mixture of two stamps
+    // Not a moment's mixture of two stamps; and who has waited long, and now need not, must be given
+    // the time to wake up on a busy machine.
+    if (n_verdicts_ < kVerdicts) return;
     int64_t nobody = 0;
     const bool is_first = board_->giver_up().compare_exchange_strong(nobody, 1 + place_.local_rank);
     const RankView& suspect = views[verdict->suspect];
@@ -121,6 +126,29 @@ class Watchdog::Watcher {
     if (bytes - bytes_moved_ < kBytesOfASign) return;
     bytes_moved_ = bytes;
     if (own.stamp().phase != RunPhase::step) own.n_signs.fetch_add(1, kRelaxed);
+  }
+
+  void look_at_save(double elapsed) {
+    const std::optional<SaveWatch::View> save = state_->saves.look(elapsed);
+    if (!save) return;
+    RankSlot& own = board_->slot(place_.local_rank);
+    // Whoever waits for it is judged by it.
+    if (own.stamp().phase == RunPhase::save) own.n_signs.fetch_add(1, kRelaxed);
+    if (!save->hangs()) return;
+    int64_t nobody = 0;
+    const bool is_first = board_->giver_up().compare_exchange_strong(nobody, 1 + place_.local_rank);
+    std::string text;
+    if (is_first) {
+      const std::lock_guard lock(state_->mutex);
+      text = save_hang_text(*save, place_.rank, own_place(), state_->crash_dir);
+    }
+    give_up(text);
+  }
+
+  // The lock is held.
+  std::string own_place() const {
+    const auto rank = static_cast<size_t>(place_.rank);
+    return rank < state_->places.size() ? state_->places[rank] : state_->who;
   }
 
   std::vector<RankView> node_views(double elapsed) {
@@ -191,14 +219,12 @@ class Watchdog::Watcher {
     {
       const std::lock_guard lock(state_->mutex);
       crash_dir = state_->crash_dir;
-      const auto rank = static_cast<size_t>(place_.rank);
-      who = rank < state_->places.size() ? state_->places[rank] : state_->who;
+      who = own_place();
       for (const auto& [key, work] : state_->at_hang) tasks.push_back(work);
     }
     if (!text.empty()) {
-      tasks.push_back([text, crash_dir, place = place_, weak = is_weak_] {
-        say(text, crash_dir, place, weak);
-      });
+      const int node = place_.n_nodes > 1 ? place_.node : -1;
+      tasks.push_back([=, weak = is_weak_] { say_once(text, crash_dir, node, weak); });
     }
     if (!crash_dir.empty()) {
       tasks.push_back([state = state_, crash_dir, who, rank = place_.rank] {
@@ -228,20 +254,6 @@ class Watchdog::Watcher {
                                   kPeriod * std::min(place_.local_rank, 10));
     }
     _exit(static_cast<int>(ExitCode::internal));
-  }
-
-  // One line on all nodes: from who makes the file. Without files a node knows itself alone: those
-  // go first that have found more than ranks that wait, and of them the lower node.
-  static void say(const std::string& text, const std::string& crash_dir, const Place& place,
-                  bool is_weak) {
-    if (place.n_nodes > 1 && !crash_dir.empty()) {
-      const Claim claim = claim_file(crash_dir + "/hang.txt", text);
-      if (claim == Claim::taken) return;
-    } else if (place.n_nodes > 1) {
-      std::this_thread::sleep_for(
-          std::chrono::milliseconds((is_weak ? 1500 : 0) + 100 * std::min(place.node, 5)));
-    }
-    write_error_line(text);
   }
 
   // Of other nodes nothing is known: their files get all the time.
@@ -276,7 +288,7 @@ Watchdog::Watchdog(int64_t timeout, int rank, const std::string& who)
   state_->who = who;
   state_->place.rank = rank;
   slot_->rank = rank;
-  show(now_);
+  set_timeout(timeout);
   slot_->state = RankSlot::here;
   watcher_ = std::make_unique<Watcher>(state_);
 }
@@ -289,6 +301,7 @@ Watchdog::~Watchdog() {
 
 void Watchdog::set_timeout(int64_t timeout) {
   timeout_ = timeout;
+  state_->saves.set_limit(to_seconds(limit_ms(RunPhase::save)));
   show(now_);
 }
 
@@ -333,6 +346,10 @@ void Watchdog::waits() {
 
 void Watchdog::step_took(double seconds) {
   slowest_step_ = std::max(slowest_step_, seconds);
+}
+
+SaveWatch& Watchdog::saves() {
+  return state_->saves;
 }
 
 void Watchdog::begin_call(CallKind kind, int64_t n_elem) {

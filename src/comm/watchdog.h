@@ -6,8 +6,9 @@
 //   What is waited for is covered so: calls of MPI and NCCL, files, locks, GPU work and threads are
 // all waited for by the main thread, which shows no progress meanwhile. A call that waits for ranks
 // is an InCall, and waits() as it polls; work that may be long shows progress() as it goes, and so
-// does what is read and written, a MB at a time, outside of steps. Time in which the whole process
-// stood still (a suspended job) does not count.
+// does what is read and written, a MB at a time, outside of steps. What a thread writes beside the
+// steps is a SaveWatch::Writing, and hangs by itself. Time in which the whole process stood still (a
+// suspended job) does not count.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "comm/board.h"
+#include "comm/save_watch.h"
 #include "comm/stamp.h"
 
 namespace utrain {
@@ -48,6 +50,7 @@ class Watchdog {
   void progress();  // from any thread
   void waits();     // the main thread, each time it has looked in vain for what others send
   void step_took(double seconds);
+  SaveWatch& saves();  // for what another thread writes
 
   class InCall {
    public:

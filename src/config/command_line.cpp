@@ -31,12 +31,12 @@ po::options_description make_flags() {
       ("dry-run", value("N"), "train N steps, write nothing but metrics")     //
       ("dump", value("FILE"),
        "forward and backward of the first batch, no update: loss, logits and gradients as "
-       "safetensors")                                                                //
-      ("plan", "memory and communication of the four strategies, no GPU needed")     //
-      ("ranks", value("N"), "ranks that --plan is for, instead of those there are")  //
-      ("json", "--plan as JSON")                                                     //
-      ("print-config", "print the input with all defaults and overrides, exit")      //
-      ("help", "this text")                                                          //
+       "safetensors")                                                                           //
+      ("plan", "memory and communication of the four strategies, no GPU needed")                //
+      ("ranks", value("N"), "ranks that --plan or --check is for, instead of those there are")  //
+      ("json", "--plan as JSON")                                                                //
+      ("print-config", "print the input with all defaults and overrides, exit")                 //
+      ("help", "this text")                                                                     //
       ("help-config", value("SECTION")->implicit_value(""),
        "every key of input.toml, or those of one section")  //
       ("version", "version, compiler and libraries");
@@ -110,9 +110,10 @@ class Parser {
       if (given(name)) together += fmt::format("{}--{}", together.empty() ? "" : " and ", name);
     if (together.find(" and ") != together.npos)
       problem(fmt::format("{}: cannot be combined; give one of them", together));
-    for (const char* name : {"ranks", "json"})
-      if (given(name) && !given("plan"))
-        problem(fmt::format("--{}: goes with --plan alone; add --plan or leave it out", name));
+    if (given("json") && !given("plan"))
+      problem("--json: goes with --plan alone; add --plan or leave it out");
+    if (given("ranks") && !given("plan") && !given("check"))
+      problem("--ranks: goes with --plan or --check; add one of them or leave it out");
     if (inputs_.empty() && problems_.empty())
       problem(
           fmt::format("command line: no input file given, wanted one; {} (utrain --help)", kUsage));

@@ -1,6 +1,6 @@
 // The command line: what to do, with which input file and overrides. Keys of the overrides are
-// checked by read_config. utrain input.toml [--section.key=value ...] [--check | --dry-run N |
-// --dump FILE | --plan [--ranks N] [--json] | --print-config]
+// checked by read_config. utrain input.toml [--section.key=value ...] [--check [--ranks N] |
+// --dry-run N | --dump FILE | --plan [--ranks N] [--json] | --print-config]
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct CommandLine {
   int64_t dry_run = -1;      // steps; -1 = no
   std::string dump;          // file; empty = no
   std::string help_section;  // empty = all
-  int64_t ranks = 0;         // of plan; 0 = as many as there are
+  int64_t ranks = 0;         // of plan and check; 0 = as many as there are
   bool json = false;         // of plan
   std::vector<Override> overrides;
 };

@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -189,7 +190,9 @@ std::string read_text_file(const std::string& path, int64_t max_bytes, ExitCode 
   return text;
 }
 
-AtomicFile::AtomicFile(const std::string& path) : path_(path) {
+AtomicFile::AtomicFile(const std::string& path, FileSign sign)
+    : path_(path), sign_(std::move(sign)) {
+  show(sign_, path_);
   // The rename at the end would fail on a directory, and put a plain file in a device's place.
   struct stat info;
   if (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {
@@ -214,8 +217,10 @@ AtomicFile::~AtomicFile() {
 AtomicFile::AtomicFile(AtomicFile&& other) noexcept
     : path_(std::move(other.path_)),
       temp_path_(std::move(other.temp_path_)),
+      sign_(std::move(other.sign_)),
       fd_(std::exchange(other.fd_, -1)),
-      end_(other.end_) {}
+      end_(other.end_),
+      bytes_(other.bytes_) {}
 
 void AtomicFile::write(const void* data, int64_t bytes) {
   write_at(end_, data, bytes);
@@ -227,8 +232,10 @@ void AtomicFile::write_at(int64_t offset, const void* data, int64_t bytes) {
   const char* begin = static_cast<const char*>(data);
   int64_t done = 0;
   while (done < bytes) {
-    const ssize_t n = ::pwrite(fd_, begin + done, static_cast<size_t>(bytes - done),
-                               static_cast<off_t>(offset + done));
+    show(sign_, path_);
+    const ssize_t n =
+        ::pwrite(fd_, begin + done, static_cast<size_t>(std::min(bytes - done, kBytesOfASign)),
+                 static_cast<off_t>(offset + done));
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) {
       const int error = n < 0 ? errno : ENOSPC;
@@ -237,11 +244,13 @@ void AtomicFile::write_at(int64_t offset, const void* data, int64_t bytes) {
     }
     done += n;
   }
+  bytes_ = std::max(bytes_, offset + bytes);
 }
 
 void AtomicFile::commit() {
   ASSERT(fd_ >= 0);
-  if (::fsync(fd_) != 0) fail_io(path_, "syncing failed", errno);
+  if (const int error = sync_file_data(fd_, bytes_, sign_, path_); error != 0)
+    fail_io(path_, "syncing failed", error);
   // close may report what a network file system wrote late; the descriptor is gone either way.
   const int closed = ::close(std::exchange(fd_, -1));
   if (closed != 0 || ::rename(temp_path_.c_str(), path_.c_str()) != 0) {
@@ -249,9 +258,34 @@ void AtomicFile::commit() {
     ::unlink(temp_path_.c_str());
     fail_io(path_, closed != 0 ? "closing failed" : "renaming into place failed", error);
   }
+  show(sign_, path_);
   const std::filesystem::path parent_path = std::filesystem::path(path_).parent_path();
   const std::string dir = parent_path.empty() ? std::string(".") : parent_path.string();
   sync_directory(dir);
+  show(sign_, path_);
+}
+
+int sync_file_data(int fd, int64_t bytes, const FileSign& sign, const std::string& path) {
+  constexpr int64_t kPiece = 4 * kBytesOfASign;
+  // First all is on its way, then it is waited for: fsync alone would be silent for all of it. It
+  // is still what counts; not every file system knows the other.
+  const auto go_over = [&](unsigned flags) {
+    for (int64_t at = 0; bytes > kPiece && at < bytes; at += kPiece) {
+      show(sign, path);
+      if (::sync_file_range(fd, at, std::min(kPiece, bytes - at), flags) == 0) continue;
+      const int error = errno;
+      return error == EIO || error == ENOSPC || error == EDQUOT ? error : 0;
+    }
+    return 0;
+  };
+  int error = go_over(SYNC_FILE_RANGE_WRITE);
+  if (error == 0)
+    error =
+        go_over(SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+  show(sign, path);
+  if (error == 0 && ::fsync(fd) != 0) error = errno;
+  show(sign, path);
+  return error;
 }
 
 void sync_directory(const std::string& dir) {
@@ -261,8 +295,8 @@ void sync_directory(const std::string& dir) {
     fail_io(dir, "syncing the directory failed", errno);
 }
 
-void write_text_file(const std::string& path, std::string_view text) {
-  AtomicFile file(path);
+void write_text_file(const std::string& path, std::string_view text, const FileSign& sign) {
+  AtomicFile file(path, sign);
   file.write(text.data(), static_cast<int64_t>(text.size()));
   file.commit();
 }

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -15,6 +16,15 @@ namespace utrain {
 
 // "PATH: WHAT: the system's words for errno ERROR", with exit code io.
 [[noreturn]] void fail_io(const std::string& path, const std::string& what, int error);
+
+// Is told where reading and writing is, by its path: before and after each MB, each sync and each
+// change of names, so that whoever watches can tell a slow disk from one that stands still. May be
+// empty.
+using FileSign = std::function<void(const std::string& path)>;
+inline void show(const FileSign& sign, const std::string& path) {
+  if (sign) sign(path);
+}
+inline constexpr int64_t kBytesOfASign = int64_t{1} << 20;
 
 // The whole file, read only. Missing: `missing`; not a regular file or unreadable: bad_file.
 class MappedFile {
@@ -46,7 +56,7 @@ std::string read_text_file(const std::string& path, int64_t max_bytes,
 // and the bytes.
 class AtomicFile {
  public:
-  explicit AtomicFile(const std::string& path);
+  explicit AtomicFile(const std::string& path, FileSign sign = {});
   ~AtomicFile();
   AtomicFile(AtomicFile&& other) noexcept;
   AtomicFile& operator=(AtomicFile&&) = delete;
@@ -58,13 +68,18 @@ class AtomicFile {
 
  private:
   std::string path_, temp_path_;
+  FileSign sign_;
   int fd_ = -1;
-  int64_t end_ = 0;
+  int64_t end_ = 0;    // of what write() wrote
+  int64_t bytes_ = 0;  // of the file
 };
 
+// Makes the first `bytes` of a file durable, a piece at a time: 0, or what errno says.
+int sync_file_data(int fd, int64_t bytes, const FileSign& sign, const std::string& path);
 // Makes durable which names a directory holds, as far as its file system can. Fails with io.
 void sync_directory(const std::string& dir);
 
-void write_text_file(const std::string& path, std::string_view text);  // through AtomicFile
+// Through AtomicFile.
+void write_text_file(const std::string& path, std::string_view text, const FileSign& sign = {});
 
 }  // namespace utrain

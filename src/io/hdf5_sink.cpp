@@ -10,8 +10,6 @@
 #include <limits>
 #include <new>
 
-#include "io/file.h"
-
 namespace utrain {
 
 namespace {
@@ -113,7 +111,8 @@ H5FD_class_t driver() {
 
 }  // namespace
 
-Hdf5Sink::Hdf5Sink(const std::string& path) : path_(path) {
+Hdf5Sink::Hdf5Sink(const std::string& path, FileSign sign) : path_(path), sign_(std::move(sign)) {
+  show(sign_, path_);
   fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (fd_ < 0) fail_io(path, "cannot be created", errno);
 }
@@ -140,7 +139,9 @@ bool Hdf5Sink::write(int64_t at, const void* data, size_t bytes) {
   size_ = std::max(size_, at + static_cast<int64_t>(bytes));
   size_t done = 0;
   while (error_ == 0 && done < bytes) {
-    const ssize_t n = ::pwrite(fd_, static_cast<const char*>(data) + done, bytes - done,
+    show(sign_, path_);
+    const size_t piece = std::min(bytes - done, static_cast<size_t>(kBytesOfASign));
+    const ssize_t n = ::pwrite(fd_, static_cast<const char*>(data) + done, piece,
                                static_cast<off_t>(at) + static_cast<off_t>(done));
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) {
@@ -177,11 +178,12 @@ void Hdf5Sink::resize(int64_t bytes) {
 
 void Hdf5Sink::sync_and_close() {
   check();
-  const int synced = ::fsync(fd_), error = errno;
+  const int error = sync_file_data(fd_, size_, sign_, path_);
   // close may report what a network file system wrote late.
   const int closed = ::close(std::exchange(fd_, -1));
-  if (synced != 0) fail_io(path_, "syncing failed", error);
+  if (error != 0) fail_io(path_, "syncing failed", error);
   if (closed != 0) fail_io(path_, "closing failed", errno);
+  show(sign_, path_);
 }
 
 }  // namespace utrain

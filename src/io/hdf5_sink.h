@@ -7,13 +7,14 @@
 #include <cstdint>
 #include <string>
 
+#include "io/file.h"
 #include "io/hdf5.h"
 
 namespace utrain {
 
 class Hdf5Sink {
  public:
-  explicit Hdf5Sink(const std::string& path);  // a new file; follows no link
+  explicit Hdf5Sink(const std::string& path, FileSign sign = {});  // a new file; follows no link
   ~Hdf5Sink();
   Hdf5Sink(const Hdf5Sink&) = delete;
   Hdf5Sink& operator=(const Hdf5Sink&) = delete;
@@ -33,6 +34,7 @@ class Hdf5Sink {
 
  private:
   std::string path_;
+  FileSign sign_;
   int fd_ = -1;
   int64_t size_ = 0;  // with what was forgotten
   int error_ = 0;

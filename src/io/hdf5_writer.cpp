@@ -34,7 +34,8 @@ Hdf5Handle properties(hid_t of_what) {
 
 }  // namespace
 
-Hdf5Writer::Hdf5Writer(const std::string& path) : path_(path), sink_(path) {
+Hdf5Writer::Hdf5Writer(const std::string& path, FileSign sign)
+    : path_(path), sink_(path, std::move(sign)) {
   hdf5_quiet_and_without_plugins();
   const Hdf5Handle access = sink_.access();
   H5Pset_libver_bounds(access.id(), H5F_LIBVER_V110, H5F_LIBVER_V110);

@@ -22,7 +22,7 @@ struct VirtualPiece {
 
 class Hdf5Writer {
  public:
-  explicit Hdf5Writer(const std::string& path);  // fails where something is there
+  explicit Hdf5Writer(const std::string& path, FileSign sign = {});  // fails where one is there
 
   // Of the root group, or of the data set of this name.
   void attribute(const std::string& name, int64_t value, const std::string& object = ".");

@@ -87,7 +87,7 @@ void prefetch_elements(const StoredTensor& tensor, int64_t first, int64_t n);
 // nothing. Failures: Error(io).
 class SafetensorsWriter {
  public:
-  explicit SafetensorsWriter(const std::string& path);
+  explicit SafetensorsWriter(const std::string& path, FileSign sign = {});
 
   void declare(const std::string& name, FileDType dtype, const std::vector<int64_t>& shape);
   void write(const std::string& name, const void* data, int64_t bytes);  // appends to this tensor

@@ -10,7 +10,8 @@
 
 namespace utrain {
 
-SafetensorsWriter::SafetensorsWriter(const std::string& path) : file_(path) {}
+SafetensorsWriter::SafetensorsWriter(const std::string& path, FileSign sign)
+    : file_(path, std::move(sign)) {}
 
 void SafetensorsWriter::declare(const std::string& name, FileDType dtype,
                                 const std::vector<int64_t>& shape) {

@@ -120,15 +120,18 @@ std::string differences(const std::vector<std::string>& texts,
   return found;
 }
 
-void compare_replicas(const World& world, int64_t step, const std::string& own) {
+std::string find_differences(const World& world, int64_t step, const std::string& own) {
   const std::string found = differences(world.gather_text(own), world.hosts());
-  if (found.empty()) return;
-  throw SharedError(
-      ExitCode::disagree,
-      fmt::format("step {}: {}; have the memory of these GPUs and their links checked "
-                  "(nvidia-smi -q -d ECC,ROW_REMAPPER), and go on from the last "
-                  "checkpoint without them",
-                  step, found));
+  if (found.empty()) return "";
+  return fmt::format(
+      "step {}: {}; have the memory of these GPUs and their links checked (nvidia-smi -q -d "
+      "ECC,ROW_REMAPPER), and go on from the last checkpoint without them",
+      step, found);
+}
+
+void compare_replicas(const World& world, int64_t step, const std::string& own) {
+  const std::string line = find_differences(world, step, own);
+  if (!line.empty()) throw SharedError(ExitCode::disagree, line);
 }
 
 }  // namespace utrain

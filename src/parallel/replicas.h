@@ -51,7 +51,10 @@ class Replicas {
 // most of them are right; where as many say this as that, nobody can tell, and all are named.
 std::string differences(const std::vector<std::string>& texts,
                         const std::vector<std::string>& hosts);
-// Collective. own: Replicas::end, after this step. Throws SharedError(disagree).
+// Collective. own: Replicas::end, after this step. What to tell the user, one line; empty where all
+// is alike.
+std::string find_differences(const World& world, int64_t step, const std::string& own);
+// The same; throws SharedError(disagree).
 void compare_replicas(const World& world, int64_t step, const std::string& own);
 
 }  // namespace utrain
