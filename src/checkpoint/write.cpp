@@ -227,12 +227,13 @@ std::string commit_checkpoint(const std::string& temp, const CheckpointContents&
 
 void retain_checkpoints(const std::string& folder, int64_t keep, const FileSign& sign) {
   ASSERT(keep >= 1);
-  std::vector<CheckpointPlace> sound, behind;  // behind: older than `keep` sound ones, or sound
+  std::vector<CheckpointPlace> behind;  // older than `keep` sound ones
+  int64_t n_sound = 0;
   std::string best;
   double lowest = 0.0;
   for (const CheckpointPlace& place : list_checkpoints(folder)) {
     show(sign, place.path);
-    const bool enough = static_cast<int64_t>(sound.size()) >= keep;
+    const bool enough = n_sound >= keep;
     try {
       const Checkpoint checkpoint(place.path);
       const Json* loss = checkpoint.state().find("eval_loss");
@@ -240,7 +241,7 @@ void retain_checkpoints(const std::string& folder, int64_t keep, const FileSign&
         best = place.path;
         lowest = loss->as_double();
       }
-      if (!enough) sound.push_back(place);
+      ++n_sound;
     } catch (const Error& error) {  // a damaged one counts for nothing, and is in nobody's way
       if (error.code() != ExitCode::no_checkpoint) throw;
     }
