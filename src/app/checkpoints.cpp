@@ -40,11 +40,13 @@ void remove_quietly(const std::string& path) {
 
 class Checkpoints::Stall {
  public:
-  explicit Stall(Checkpoints& of) : of_(of), begin_(Clock::now()) {}
+  explicit Stall(Checkpoints& of) : of_(of), begin_(Clock::now()) { ++of_.n_stalls_; }
   ~Stall() {
+    if (--of_.n_stalls_ > 0) return;
     const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
     of_.stall_seconds_ += seconds;
     of_.own_stall_seconds_ += seconds;
+    of_.longest_stall_seconds_ = std::max(of_.longest_stall_seconds_, of_.own_stall_seconds_);
   }
   Stall(const Stall&) = delete;
   Stall& operator=(const Stall&) = delete;
@@ -230,10 +232,11 @@ void Checkpoints::done() {
   ++n_written_;
   last_step_ = step_;
   last_path_ = written_.path;
-  longest_stall_seconds_ = std::max(longest_stall_seconds_, own_stall_seconds_);
 }
 
 void Checkpoints::fail_together() {
+  // The threads of other ranks may write for longer than a step may take.
+  world_.watchdog().enter(RunPhase::save, step_);
   if (thread_.valid()) thread_.wait();
   world_.barrier();  // nobody writes any more
   if (world_.rank() == 0) remove_quietly(temp_);
