@@ -77,8 +77,8 @@ bool Run::train() {
     if (evaluates(step)) evaluate(step);
     if (is_due(step)) capture(step);
   }
-  checkpoints_->finish();
   compare(n_steps_, p_.trainer->replicas());
+  checkpoints_->finish();
   totals_.exposed_seconds = p_.trainer->exposed_seconds();
   if (p_.job->is_full()) return true;  // save_model looks at every weight
   parameters_ = p_.trainer->parameters_on_host();
