@@ -19,15 +19,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const char* name_of(Checkpoint::Array array) {
-  switch (array) {
-    case Checkpoint::Array::parameters: return "parameters";
-    case Checkpoint::Array::m: return "m";
-    case Checkpoint::Array::v: return "v";
-  }
-  fail_assert(__FILE__, __LINE__, "an array of a checkpoint");
-}
-
 // Sizes of all files, before any is opened.
 void check_sizes(const std::string& path, const std::vector<FileFacts>& files) {
   for (const FileFacts& file : files) {
@@ -114,7 +105,7 @@ void Checkpoint::read(Array array, const Slice& slice, float* out) const {
     const std::vector<Slice>& held = slices_[static_cast<size_t>(rank)];
     if (!ShardReader::overlap(held, slice)) continue;
     const ShardReader shard(path_, rank, ranks_, held, ExitCode::no_checkpoint);
-    shard.read(name_of(array), slice, out);
+    shard.read(kArrayNames[static_cast<size_t>(array)], slice, out);
   }
 }
 
