@@ -73,6 +73,7 @@ class Checkpoints {
   void commit();
   void done();
   [[noreturn]] void fail_together();
+  FileSign sign_of_main() const;  // for files that the main thread is at
   Json state_json() const;
   int64_t bytes() const;
 
