@@ -37,16 +37,20 @@ int count(const CpuMask& mask) {
 }
 
 // Ranks bound to processors of their own keep them; where masks overlap, all share the union.
-int share_cores(MPI_Comm local, int local_size) {
+int share_cores(const RankGroup& local) {
+  const Watchdog::InCall call(local.watchdog(), CallKind::agree);
   const CpuMask own = own_cpus();
   CpuMask all{};
-  MPI_CHECK(MPI_Allreduce(own.data(), all.data(), static_cast<int>(own.size()), MPI_UINT64_T,
-                          MPI_BOR, local));
   const int n_own = count(own);
   int sum = 0;
-  MPI_CHECK(MPI_Allreduce(&n_own, &sum, 1, MPI_INT, MPI_SUM, local));
+  MPI_Request masks = MPI_REQUEST_NULL, counts = MPI_REQUEST_NULL;
+  MPI_CHECK(MPI_Iallreduce(own.data(), all.data(), static_cast<int>(own.size()), MPI_UINT64_T,
+                           MPI_BOR, comm_of(local), &masks));
+  MPI_CHECK(MPI_Iallreduce(&n_own, &sum, 1, MPI_INT, MPI_SUM, comm_of(local), &counts));
+  wait_for(local.watchdog(), masks);
+  wait_for(local.watchdog(), counts);
   const bool disjoint = sum == count(all);
-  return std::max(1, disjoint ? n_own : count(all) / local_size);
+  return std::max(1, disjoint ? n_own : count(all) / local.size());
 }
 
 // A container may forbid reading the memory of another process. Open MPI would try for each
@@ -159,24 +163,38 @@ World::World(int* argc, char*** argv, const WorldOptions& options)
 
 // Of each rank the first rank of its node.
 std::vector<int> World::find_nodes(int ranks_per_node) {
-  MPI_Comm local = MPI_COMM_NULL;
-  MPI_CHECK(
-      MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local));
-  node_group_.emplace(std::make_shared<RankGroup::Communicator>(local, *watchdog_));
-  cores_per_rank_ = share_cores(local, node_group_->size());
-  if (ranks_per_node > 0) {
-    MPI_Comm part = MPI_COMM_NULL;
-    MPI_CHECK(MPI_Comm_split(local, node_group_->rank() / ranks_per_node, rank_, &part));
+  const auto adopt = [&](MPI_Comm part) {
     node_group_.emplace(std::make_shared<RankGroup::Communicator>(part, *watchdog_));
+  };
+  MPI_Comm local = MPI_COMM_NULL, part = MPI_COMM_NULL;
+  {
+    // MPI itself waits, for ranks that have come here together: to be late is to be late before.
+    const Watchdog::InCall call(*watchdog_, CallKind::split);
+    MPI_CHECK(
+        MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local));
+  }
+  adopt(local);
+  cores_per_rank_ = share_cores(*node_group_);
+  if (ranks_per_node > 0) {
+    {
+      const Watchdog::InCall call(*watchdog_, CallKind::split);
+      MPI_CHECK(MPI_Comm_split(local, node_group_->rank() / ranks_per_node, rank_, &part));
+    }
+    adopt(part);
   }
   local_rank_ = node_group_->rank();
   local_size_ = node_group_->size();
 
   // A node is known by its first rank.
+  const Watchdog::InCall call(*watchdog_, CallKind::all_gather);
   int first = rank_;
-  MPI_CHECK(MPI_Bcast(&first, 1, MPI_INT, 0, comm_of(*node_group_)));
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPI_CHECK(MPI_Ibcast(&first, 1, MPI_INT, 0, comm_of(*node_group_), &request));
+  wait_for(*watchdog_, request);
   std::vector<int> first_of(static_cast<size_t>(size_));
-  MPI_CHECK(MPI_Allgather(&first, 1, MPI_INT, first_of.data(), 1, MPI_INT, MPI_COMM_WORLD));
+  MPI_CHECK(
+      MPI_Iallgather(&first, 1, MPI_INT, first_of.data(), 1, MPI_INT, MPI_COMM_WORLD, &request));
+  wait_for(*watchdog_, request);
   std::vector<int> nodes = first_of;
   std::sort(nodes.begin(), nodes.end());
   nodes.erase(std::unique(nodes.begin(), nodes.end()), nodes.end());
