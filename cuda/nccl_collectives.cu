@@ -24,6 +24,7 @@ namespace {
 
 constexpr int64_t kScalarBytes = 8;
 constexpr int64_t kEnds = 256;
+constexpr double kOfLimit = 0.9;  // what ends before a limit
 
 class NcclCollectives : public Collectives {
  public:
@@ -53,9 +54,12 @@ class NcclCollectives : public Collectives {
     std::erase(lane_->communicators, &*comm_);
   }
 
-  // Before any other call. May not return where a rank or the network is lost.
-  void connect(const ncclUniqueId& id) {
-    deadline_ = Clock::now() + std::chrono::seconds(timeout_s_);
+  // Before any other call. Its own waits end in time; NCCL's may not where a rank or the network is
+  // lost.
+  void connect(const ncclUniqueId& id, double seconds) {
+    connect_seconds_ = seconds;
+    deadline_ = Clock::now() +
+                std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
     comm_.emplace(id, rank_, size_);
     lane_->communicators.push_back(&*comm_);
     if (watchdog_ != nullptr)
@@ -66,9 +70,10 @@ class NcclCollectives : public Collectives {
     deadline_ = Clock::time_point::max();
   }
 
-  int timeout_s() const { return timeout_s_; }
-
-  [[noreturn]] void fail_waiting() const { cuda::fail_waiting(rank_, size_, timeout_s_); }
+  Watchdog* watchdog() const { return watchdog_; }
+  double seconds_to_connect() const {
+    return watchdog_ == nullptr ? timeout_s_ : kOfLimit * watchdog_->limit();
+  }
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
@@ -243,7 +248,7 @@ class NcclCollectives : public Collectives {
       if (status != cudaErrorNotReady) CUDA_CHECK(status);
       cudaGetLastError();  // "not ready" is no failure of the next launch
       lane_->check();
-      if (Clock::now() > deadline_) fail_waiting();
+      if (Clock::now() > deadline_) cuda::fail_waiting(rank_, size_, connect_seconds_);
       if (watchdog_ != nullptr) watchdog_->waits();
       std::this_thread::yield();
     }
@@ -255,6 +260,7 @@ class NcclCollectives : public Collectives {
 
   int rank_, size_, timeout_s_;
   Watchdog* watchdog_;
+  double connect_seconds_ = 0.0;
   Clock::time_point deadline_ = Clock::time_point::max();
   cudaStream_t backend_stream_;
   int64_t free_at_start_;
@@ -283,21 +289,22 @@ std::unique_ptr<Collectives> prepare_nccl_collectives(int rank, int size, Backen
 // with all it uses, and the process ends without it.
 std::unique_ptr<Collectives> connect_nccl_collectives(std::unique_ptr<Collectives> prepared,
                                                       const std::string& unique_id) {
-  constexpr std::chrono::seconds kGrace{2};  // a wait that knows the time ends by itself
   auto* collectives = dynamic_cast<NcclCollectives*>(prepared.get());
   ncclUniqueId id;
   ASSERT(collectives != nullptr && unique_id.size() == sizeof id.internal);
   std::memcpy(id.internal, unique_id.data(), sizeof id.internal);
   int device = 0;
   CUDA_CHECK(cudaGetDevice(&device));
-  const auto bound = std::chrono::seconds(collectives->timeout_s()) + kGrace;
-  const bool connected = cuda::done_within(bound, [=] {
+  const double seconds = collectives->seconds_to_connect();
+  std::optional<Watchdog::InCall> call;
+  if (Watchdog* watchdog = collectives->watchdog()) call.emplace(*watchdog, CallKind::connect);
+  const bool connected = cuda::done_within(seconds, [=] {
     CUDA_CHECK(cudaSetDevice(device));
-    collectives->connect(id);
+    collectives->connect(id, kOfLimit * seconds);
   });
   if (!connected) {
     (void)prepared.release();
-    collectives->fail_waiting();
+    cuda::fail_waiting(collectives->rank(), collectives->size(), seconds);
   }
   return prepared;
 }

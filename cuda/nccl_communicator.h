@@ -41,20 +41,21 @@ class NcclCommunicator {
   ncclComm_t comm_ = nullptr;
 };
 
-[[noreturn]] inline void fail_waiting(int rank, int ranks, int seconds) {
+[[noreturn]] inline void fail_waiting(int rank, int ranks, double seconds) {
   fail(ExitCode::internal, "ncclCommInitRank",
-       fmt::format("rank {} of {} waited {} s for the others", rank, ranks, seconds),
+       fmt::format("rank {} of {} waited {:.0f} s for the others", rank, ranks, seconds),
        "see which rank is missing; NCCL_DEBUG=INFO tells what NCCL does, NCCL_SOCKET_IFNAME names "
        "the network by which ranks find each other");
 }
 
 // In a thread of its own, whose error is thrown here; false where it is not done in time: then the
 // thread is left behind.
-inline bool done_within(std::chrono::seconds bound, std::function<void()> work) {
+inline bool done_within(double seconds, std::function<void()> work) {
   std::packaged_task<void()> task(std::move(work));
   std::future<void> done = task.get_future();
   std::thread(std::move(task)).detach();
-  if (done.wait_for(bound) != std::future_status::ready) return false;
+  if (done.wait_for(std::chrono::duration<double>(seconds)) != std::future_status::ready)
+    return false;
   done.get();
   return true;
 }

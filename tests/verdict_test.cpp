@@ -89,6 +89,22 @@ TEST(Verdict, NamesWhoMadeAnotherCall) {
   std::vector<RankView> sent = {in_call(0, 8, 9.0), in_call(1, 8, 8.0), in_call(2, 9, 6.0)};
   for (RankView& view : sent) view.stamp.kind = CallKind::broadcast;
   EXPECT_EQ(suspect_of(sent), 0) << "a root goes ahead";
+  for (RankView& view : sent) view.stamp.kind = CallKind::connect;
+  EXPECT_EQ(suspect_of(sent), 0) << "2 could not connect, and goes to say so";
+}
+
+TEST(Verdict, NamesWhoHasNotComeToWhatTheLibraryWaitsFor) {
+  std::vector<RankView> views = {in_call(0, 4, 6.0, 0), after_call(1, 3, 6.1),
+                                 in_call(2, 4, 6.0, 0)};
+  for (RankView& view : views) view.stamp.kind = CallKind::connect;
+  EXPECT_EQ(suspect_of(views), 1);
+  const std::string text = verdict_text(*judge(views), views, {}, "");
+  EXPECT_NE(text.find("ranks 0, 2 wait in collective 4 (connecting NCCL)"), std::string::npos)
+      << text;
+  for (const CallKind kind : {CallKind::connect, CallKind::split, CallKind::finalize})
+    EXPECT_FALSE(is_polled({.kind = kind, .inside = true}));
+  for (const CallKind kind : {CallKind::all_reduce, CallKind::agree, CallKind::leave})
+    EXPECT_TRUE(is_polled({.kind = kind, .inside = true}));
 }
 
 TEST(Verdict, IsOneLineThatSaysWhoWhereAndWhatToDo) {

@@ -30,6 +30,7 @@ TEST(Watchdog, GivesStepsTenTimesTheSlowestAndAllElseTheWhole) {
   watchdog.join(board, {0, 0, 0, 1, {}});
   const auto limit_in = [&](RunPhase phase) {
     watchdog.enter(phase, 1);
+    EXPECT_EQ(1000.0 * watchdog.limit(), board->slot(0).limit_ms);
     return board->slot(0).limit_ms / 1000;
   };
   EXPECT_EQ(limit_in(RunPhase::start), 600);

@@ -24,11 +24,13 @@ class World;
 
 struct NcclOptions {
   int64_t scratch_bytes = int64_t{64} << 20;  // what is under way at a time, at least 256 a rank
-  int timeout_s = 600;                        // until all ranks are connected
+  int timeout_s = 600;  // until all ranks are connected, where there is no watchdog
   // Collectives over NCCL of the same backend, whose stream these share; either may go first.
   const Collectives* beside = nullptr;
   bool copy_engines = true;  // where they can; else NCCL moves all
   // Is told of the calls, and aborts NCCL at a hang; World's where collectives are opened in one step.
+  // Connecting ends a little before its limit: a rank that could not come then says why, and who
+  // has not come back is named.
   Watchdog* watchdog = nullptr;
 };
 
@@ -54,8 +56,7 @@ std::unique_ptr<Collectives> open_nccl_collectives(const World& world, const Ran
 // on these.
 std::unique_ptr<Collectives> prepare_nccl_collectives(int rank, int size, Backend& backend,
                                                       const NcclOptions& options = {});
-// Then, on all ranks, what was prepared and is now connected. An error where that takes longer than
-// timeout_s.
+// Then, on all ranks, what was prepared and is now connected. An error where that takes too long.
 std::unique_ptr<Collectives> connect_nccl_collectives(std::unique_ptr<Collectives> prepared,
                                                       const std::string& unique_id);
 

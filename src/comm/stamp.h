@@ -24,7 +24,10 @@ enum class CallKind : int64_t {
   barrier,
   agree,
   leave,
-  finalize,  // MPI itself waits
+  // From here on the library itself waits:
+  connect,
+  split,
+  finalize,
 };
 
 constexpr std::string_view name_of(RunPhase phase) {
@@ -49,6 +52,8 @@ constexpr std::string_view name_of(CallKind kind) {
     case CallKind::scalar: return "sum of a scalar";
     case CallKind::barrier: return "barrier";
     case CallKind::agree: return "agreement";
+    case CallKind::connect: return "connecting NCCL";
+    case CallKind::split: return "division of the ranks";
     case CallKind::leave:
     case CallKind::finalize: return "end of MPI";
   }
@@ -66,7 +71,7 @@ struct Stamp {
 
 // Whether a main thread that waits in the call polls meanwhile.
 constexpr bool is_polled(const Stamp& s) {
-  return s.inside && s.kind != CallKind::finalize;
+  return s.inside && s.kind < CallKind::connect;
 }
 
 // 4,194,304

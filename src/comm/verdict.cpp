@@ -28,12 +28,12 @@ Stamp usual_call(const std::vector<RankView>& views, const std::vector<size_t>& 
 }
 
 // The few who wait in a later call, while most wait in one that nobody leaves before all have come:
-// they made another call in its place.
+// they made another call in its place. (What fails to connect leaves alone.)
 std::vector<size_t> ahead_without_others(const std::vector<RankView>& views,
                                          const std::vector<size_t>& behind) {
   const Stamp usual = usual_call(views, behind);
   std::vector<size_t> ahead;
-  if (usual.kind == CallKind::broadcast) return ahead;
+  if (usual.kind == CallKind::broadcast || usual.kind == CallKind::connect) return ahead;
   for (size_t i = 0; i < views.size(); ++i) {
     const RankView& v = views[i];
     if (v.stamp.number > usual.number && v.stamp.inside && v.silent >= v.limit) ahead.push_back(i);

@@ -202,9 +202,9 @@ class Watchdog::Watcher {
     const std::lock_guard lock(state_->mutex);
     if (has_joined_) return verdict_text(verdict, views, state_->places, state_->crash_dir);
     return fmt::format(
-        "{}: no progress for {:.0f} s: MPI has not brought the ranks together; look for a rank "
-        "that is stopped, or a node that is lost or cannot be reached",
-        state_->who, views[verdict.suspect].silent);
+        "{}: no progress for {:.0f} s in {}: MPI has not brought the ranks together; look for a "
+        "rank that is stopped, or a node that is lost or cannot be reached",
+        state_->who, views[verdict.suspect].silent, place_text(views[verdict.suspect].stamp));
   }
 
   // text: what to say; "" = another rank says it. Does not return.
@@ -377,6 +377,10 @@ void Watchdog::show(const Stamp& s) {
   slot_->inside.store(s.inside ? 1 : 0, kRelaxed);
   slot_->number.store(s.number, kRelaxed);
   slot_->n_signs.fetch_add(1, kRelaxed);
+}
+
+double Watchdog::limit() const {
+  return to_seconds(limit_ms(now_.phase));
 }
 
 int64_t Watchdog::limit_ms(RunPhase phase) const {

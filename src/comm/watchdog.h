@@ -36,6 +36,7 @@ class Watchdog {
   Watchdog& operator=(const Watchdog&) = delete;
 
   void set_timeout(int64_t timeout);  // from now on
+  double limit() const;               // s without progress, where this rank stands now
   // Where this rank stands. board: of its node, with the rank of each slot; local_rank's is its own.
   struct Place {
     int rank, local_rank, node, n_nodes;
