@@ -67,6 +67,7 @@ struct Heartbeats::State {
   std::mutex mutex;
   std::condition_variable changed;
   bool ends = false, has_ended = false, watches = false;
+  int64_t n_watches = 0;  // begun or ended: what was read before the newest is not known
   double silent = 0.0;
   bool is_stuck = false;
   struct Known {
@@ -124,6 +125,7 @@ void Heartbeats::watch(bool on) {
   const std::lock_guard lock(state_->mutex);
   if (on == state_->watches) return;
   state_->watches = on;
+  ++state_->n_watches;
   state_->known.clear();
   state_->watched_from = state_->read_last = Clock::now();
   state_->changed.notify_all();
@@ -165,6 +167,7 @@ void Heartbeats::run(std::shared_ptr<State> state) {
   while (!s.ends) {
     const double silent = s.silent;
     const bool watches = s.watches, is_stuck = s.is_stuck;
+    const int64_t n_watches = s.n_watches;
     lock.unlock();
     if (Clock::now() >= next_write) {
       next_write = Clock::now() + kWritePeriod;
@@ -176,7 +179,7 @@ void Heartbeats::run(std::shared_ptr<State> state) {
         if (const auto beat = read_beat(path_of(s.run_dir, rank))) beats[rank] = *beat;
     }
     lock.lock();
-    if (watches && s.watches) {
+    if (watches && s.n_watches == n_watches) {
       const auto now = Clock::now();
       s.read_last = now;
       for (const auto& [rank, beat] : beats) {
@@ -188,7 +191,7 @@ void Heartbeats::run(std::shared_ptr<State> state) {
       }
     }
     const auto next = s.watches ? std::min(next_write, Clock::now() + kReadPeriod) : next_write;
-    s.changed.wait_until(lock, next, [&] { return s.ends || s.watches != watches; });
+    s.changed.wait_until(lock, next, [&] { return s.ends || s.n_watches != n_watches; });
   }
   lock.unlock();
   write_beat(own_path, s.own_beat(0.0, false, true));
