@@ -8,8 +8,8 @@
 #include <chrono>
 #include <functional>
 #include <future>
-#include <thread>
 
+#include "comm/quiet_thread.h"
 #include "cuda_check.h"
 
 namespace utrain::cuda {
@@ -53,7 +53,7 @@ class NcclCommunicator {
 inline bool done_within(double seconds, std::function<void()> work) {
   std::packaged_task<void()> task(std::move(work));
   std::future<void> done = task.get_future();
-  std::thread(std::move(task)).detach();
+  quiet_thread(std::move(task)).detach();
   if (done.wait_for(std::chrono::duration<double>(seconds)) != std::future_status::ready)
     return false;
   done.get();

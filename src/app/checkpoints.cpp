@@ -6,6 +6,7 @@
 
 #include "app/resume.h"
 #include "app/save.h"
+#include "comm/quiet_thread.h"
 
 namespace utrain {
 
@@ -152,11 +153,10 @@ void Checkpoints::begin_writing(bool wait) {
 
 std::future<Checkpoints::Written> Checkpoints::write_beside(
     std::function<Written(const FileSign& sign)> write) {
-  return std::async(std::launch::async,
-                    [&saves = world_.watchdog().saves(), step = step_, write = std::move(write)] {
-                      const SaveWatch::Writing save(saves, step);
-                      return write([&save](const std::string& file) { save.at(file); });
-                    });
+  return quiet_async([&saves = world_.watchdog().saves(), step = step_, write = std::move(write)] {
+    const SaveWatch::Writing save(saves, step);
+    return write([&save](const std::string& file) { save.at(file); });
+  });
 }
 
 Checkpoints::Work Checkpoints::work() {
