@@ -11,20 +11,20 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "core/process.h"
 
 namespace utrain {
 
 // "PATH: WHAT: the system's words for errno ERROR", with exit code io.
 [[noreturn]] void fail_io(const std::string& path, const std::string& what, int error);
 
-// Is told where reading and writing is, by its path: before and after each MB, each sync and each
-// change of names, so that whoever watches can tell a slow disk from one that stands still. May be
-// empty.
+// Is told where reading and writing is, by its path: before and after each MB
+// (kBytesOfASign), each sync and each change of names, so that whoever watches can tell a slow disk
+// from one that stands still. May be empty.
 using FileSign = std::function<void(const std::string& path)>;
 inline void show(const FileSign& sign, const std::string& path) {
   if (sign) sign(path);
 }
-inline constexpr int64_t kBytesOfASign = int64_t{1} << 20;
 
 // The whole file, read only. Missing: `missing`; not a regular file or unreadable: bad_file.
 class MappedFile {
