@@ -7,10 +7,12 @@
 #include <filesystem>
 
 #include "app/peak_flops.h"
+#include "app/progress.h"
 #include "app/run_directory.h"
 #include "app/run_numbers.h"
 #include "app/strategy_warning.h"
 #include "app/version.h"
+#include "comm/silent_collectives.h"
 #include "config/print.h"
 #include "io/file.h"
 #include "train/choose_layers_held.h"
@@ -74,12 +76,14 @@ void check_resumed(Prepared& p, int64_t ranks) {
 Prepared prepare(const CommandLine& command_line, const World& world) {
   Prepared p;
   Config config;
+  const int64_t ranks_known = ranks_of_run(command_line, world.size());
+  const int ranks = ranks_known > 0 ? static_cast<int>(ranks_known) : world.size();
   world.agree("the build of utrain", build_identity());
   world.together([&] { config = read_config(command_line.input, command_line.overrides); });
   world.watchdog().set_timeout(config.run.hang_timeout);
   world.agree("the configuration", print_config(config));
   world.together([&] {
-    p.job = std::make_unique<Job>(read_job(config, world.size()));
+    p.job = std::make_unique<Job>(read_job(config, ranks));
     if (command_line.dump.empty())
       check_run_directory(config.run.dir, config.run.overwrite, command_line.dry_run > 0);
   });
@@ -94,6 +98,11 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   if (saves) p.resumed = find_checkpoint(config, world);
 
   p.machine = open_machine(config, world);
+  // Of a check for other ranks than there are: the last of those, as a plan has it.
+  if (ranks != world.size()) {
+    p.machine.node_collectives.reset();
+    p.machine.collectives = std::make_unique<SilentCollectives>(ranks - 1, ranks);
+  }
   Backend& backend = *p.machine.backend;
   const Groups groups = p.machine.groups();
   const auto fits = [&](const Arena& arena) {
@@ -135,12 +144,11 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
              "",
              ""};
   if (saves) p.facts.checkpoints = text_of_checkpoints(config);
-  if (p.resumed)
-    world.first_rank([&] { check_resumed(p, ranks_of_run(command_line, world.size())); });
+  if (p.resumed) world.first_rank([&] { check_resumed(p, ranks_known); });
   if (world.rank() == 0) {
     fmt::print("{}", start_table(*p.job, p.facts, p.trainer->arena(), p.policy,
                                  p.trainer->model_state().layout()));
-    std::fflush(stdout);
+    flush_lines();
   }
   return p;
 }

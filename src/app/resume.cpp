@@ -112,7 +112,7 @@ std::optional<Resumed> find_checkpoint(const Config& config, const World& world)
   const bool is_named = config.checkpoint.resume != "auto";
   std::vector<std::string> damaged;
   const auto warn = [&](const std::string& what, const char* then) {
-    if (world.rank() == 0) fmt::print(stderr, "utrain: warning: {}{}\n", what, then);
+    if (world.rank() == 0) utrain::warn(what + then);
   };
   for (const std::string& path : paths) {
     std::optional<Resumed> resumed;
