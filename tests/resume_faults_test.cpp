@@ -133,7 +133,11 @@ TEST_F(ResumeFaults, AnotherInputIsRefusedUnlessAllowed) {
   allowed.push_back("--checkpoint.allow_changes=train.lr,eval.max_rows");
   expect_lines(expect_code(2, "parts", 2, allowed), 1, {"train.seed"});
   allowed.back() += ",train.seed";
-  expect_done("parts", 2, allowed);
+  const Outcome other = expect_done("parts", 2, allowed);
+  EXPECT_NE(
+      other.out.find("not the same run any more: eval.max_rows, train.lr, train.seed changed"),
+      std::string::npos)
+      << other.text();
   EXPECT_EQ(curve(metrics("parts"), "lr").size(), 12u);
   EXPECT_NE(curve(metrics("parts"), "lr")[5], curve(metrics("whole"), "lr")[5]);
   EXPECT_EQ(curve(metrics("parts"), "lr")[4], curve(metrics("whole"), "lr")[4]);

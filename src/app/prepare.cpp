@@ -60,7 +60,7 @@ int64_t ranks_of_run(const CommandLine& command_line, int size) {
 }
 
 void check_resumed(Prepared& p, int64_t ranks) {
-  check_same_job(*p.resumed, *p.job, *p.machine.backend);
+  const std::string changed = check_same_job(*p.resumed, *p.job, *p.machine.backend);
   const int64_t n_elem = p.trainer->model_state().layout().n_elem();
   if (const Checkpoint& c = p.resumed->checkpoint; c.n_elem() != n_elem) {
     fail(ExitCode::usage, c.path(),
@@ -69,6 +69,11 @@ void check_resumed(Prepared& p, int64_t ranks) {
          "back to the input that wrote it");
   }
   p.facts.continues = text_of_resume(*p.resumed, fingerprint_of(*p.job, p.facts, p.policy), ranks);
+  if (!changed.empty()) {
+    p.facts.continues =
+        fmt::format("step {} of {}; not the same run any more: {} changed, as allowed",
+                    p.resumed->checkpoint.step(), p.resumed->checkpoint.path(), changed);
+  }
 }
 
 }  // namespace
