@@ -44,6 +44,7 @@ Run::Run(Prepared& prepared, const World& world, int64_t n_steps, bool dry_run, 
   const Config& c = p_.job->config;
   world_.first_rank([&] {
     directory_.emplace(c.run.dir, c.run.overwrite, start_of(p_, dry_run_));
+    if (!dry_run_) directory_->write_text("input.resolved.toml", print_config(c));
     stop_.look_into(c.run.dir);
   });
   world_.watch_in(c.run.dir);
@@ -111,7 +112,6 @@ void Run::save() {
           save_adapter(totals_.output_path, p_.trainer->model_state().layout(), parameters_,
                        p_.job->config, [&](const auto&) { world_.watchdog().progress(); });
     }
-    directory_->write_text("input.resolved.toml", print_config(p_.job->config));
   });
   totals_.save_seconds = seconds_since(begin);
 }
