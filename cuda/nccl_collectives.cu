@@ -151,8 +151,10 @@ class NcclCollectives : public Collectives {
   }
 
   void share(std::span<const Tensor> shards) override {
+    const Numbered numbered(*this, CallKind::agree);
     CUDA_CHECK(cudaStreamSynchronize(backend_stream_));  // they are written
     exchange_.share(shards, gather_bytes(), agree());
+    queued();
   }
 
   void shared_changed() override {

@@ -30,13 +30,8 @@ void print_error(const std::string& lines) {
   std::fflush(stderr);
 }
 
-// Before or without MPI: what the launchers tell in the environment.
 bool is_first_process() {
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"}) {
-    const char* rank = std::getenv(name);
-    if (rank != nullptr) return std::string(rank) == "0";
-  }
-  return true;
+  return utrain::World::rank_by_launcher() == 0;
 }
 
 // run.hang_timeout where the command line has it, so that MPI's start is watched with it too; what

@@ -191,6 +191,9 @@ TEST_F(Checkpoints, LeftOversGoAtTheNextSave) {
   write_bytes(dir / "precious", "x");
   std::filesystem::create_symlink(dir.str(), place() + "/step-00000010.tmp-2");
   write_bytes(place() + "/notes.tmp-1", "not ours");
+  int n_signs = 0;
+  abandon_checkpoint(begin_checkpoint(place(), 2, 0, [&](const auto&) { ++n_signs; }));
+  EXPECT_GE(n_signs, 7) << "each directory, and each file in one";
   save(place(), 2, layout, flat);
   EXPECT_EQ(names_in(place()), (Names{"LATEST", "notes.tmp-1", "step-00000001", "step-00000002"}));
   EXPECT_TRUE(std::filesystem::exists(dir / "precious"));
@@ -206,6 +209,18 @@ TEST_F(Checkpoints, ReplacesTheSameStep) {
   checkpoint.verify();
   EXPECT_EQ(checkpoint.ranks(), 2);
   EXPECT_EQ(read_all(checkpoint, Array::parameters, layout), other.parameters);
+}
+
+// As where somebody moved a checkpoint to another disk.
+TEST_F(Checkpoints, ReplacesALinkAndNotWhatItLeadsTo) {
+  namespace fs = std::filesystem;
+  const std::string path = save(place(), 7, layout, flat), moved = dir / "moved";
+  fs::rename(path, moved);
+  fs::create_directory_symlink(moved, path);
+  save(place(), 7, layout, flat);
+  EXPECT_TRUE(fs::is_directory(fs::symlink_status(path)));
+  EXPECT_EQ(names_in(place()), (Names{"LATEST", "step-00000007"}));
+  load(moved, layout);
 }
 
 TEST_F(Checkpoints, KeepsTheNewestAndTheBest) {

@@ -1,7 +1,7 @@
 // Ranks whose memory or links fail. A test that includes this is started in the place of ./utrain,
 // under mpirun, as what kFault says:
 //   memory KIND RANK STEP   a Trainer's steps; after STEP of them one bit of what RANK holds of
-//                           this ReplicaKind is flipped on its device; then compare_replicas
+//                           this ReplicaKind is flipped on its device; then all compare
 //   links RANK              all that ./utrain does, but of every message that RANK waits for, from
 //                           the 12th wait on, the first float32 arrives with another fraction
 #pragma once
@@ -33,6 +33,11 @@ inline void flip_first(Backend& backend, const Tensor& x) {
   backend.download(&word, x.data, 4);
   word ^= uint32_t{1} << 22;
   backend.upload(x.data, &word, 4);
+}
+
+inline void compare_replicas(const World& world, int64_t step, const std::string& own) {
+  const std::string line = find_differences(world, step, own);
+  if (!line.empty()) throw SharedError(ExitCode::disagree, line);
 }
 
 inline void train_with_failing_memory(const CommandLine& command_line, const World& world,

@@ -97,6 +97,21 @@ TEST(Saves, OnASlowDiskAreNoHang) {
   EXPECT_TRUE(run.result().adapter == FaultRun::reference().adapter);
 }
 
+// Where one rank's disk is full, what the others still write is waited for: that is no hang either.
+// Steps are slow, so that it is noticed in one and not by the next save.
+TEST(Saves, ThatFailWaitForThoseThatMove) {
+  FaultRun run;
+  auto launch = run.start(
+      "rank=1 call=write path=/checkpoints/step-00000005 nth=1 do=enospc; "
+      "rank=3 call=write path=/checkpoints/step-00000005 nth=1+ do=sleep:1.5; "
+      "rank=1 call=MPI_Isend nth=60+ do=sleep:0.1",
+      4, {fmt::format("--run.hang_timeout={}", kTimeoutSeconds)});
+  const Outcome outcome = launch->wait(60.0);
+  EXPECT_EQ(outcome.exit_code, 74) << outcome.text();
+  EXPECT_NE(outcome.err.find("shard-00001-of-00004.h5"), std::string::npos) << outcome.text();
+  EXPECT_GT(outcome.seconds, 2 * kTimeoutSeconds);
+}
+
 // Two nodes of two ranks, whose shared file system takes no last words either.
 int run_rank(int argc, char** argv) {
   const World world(&argc, &argv, {.ranks_per_node = 2, .hang_timeout = 2});

@@ -94,7 +94,8 @@ TEST_F(ResumeFaults, ACheckSpeaksOfTheRanksOfTheRun) {
     EXPECT_FALSE(has(text, changed)) << text;
   }
   for (const std::string& text : {checked(kAlone, {"--ranks=3"}, "2"), checked(1, {}, "3")})
-    EXPECT_TRUE(has(text, changed + "2 ranks, now 3 changed")) << text;
+    EXPECT_TRUE(has(text, changed + "2 ranks, now 3 changed") && has(text, "3, checked by 1 on"))
+        << text;
   EXPECT_TRUE(has(checked(3, {}, "1"), changed + "2 ranks, now 3"));
   const std::string same = checked(2, {}, "1");
   EXPECT_FALSE(has(same, changed) || has(same, on_two)) << same;

@@ -5,10 +5,8 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
-#include <atomic>
 #include <map>
 
-#include "comm/last_words.h"
 #include "comm/mpi_check.h"
 #include "comm/mpi_collectives.h"
 #include "comm/world.h"
@@ -79,37 +77,22 @@ TEST(Watchdog, CountsHowOftenItsRankLooksForOthers) {
   EXPECT_EQ(board->slot(0).n_signs, n_signs) << "to wait is no progress";
 }
 
-TEST(Watchdog, LastWordsAreBounded) {
-  const auto done = std::make_shared<std::atomic<int>>(0);
-  const auto begin = std::chrono::steady_clock::now();
-  run_bounded({[done] { ++*done; }, [] { sleep_ms(20000); }, [done] { ++*done; }}, 0.5);
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
-  EXPECT_EQ(*done, 2);
-}
-
-TEST(Watchdog, OneOfThoseWhoClaimAFileGetsIt) {
+TEST(Watchdog, WatchesADirectoryThatStandsStill) {
   const TempDir dir;
-  EXPECT_EQ(claim_file(dir / "crash/hang.txt", "text"), Claim::mine);
-  EXPECT_EQ(claim_file(dir / "crash/hang.txt", "other"), Claim::taken);
-  EXPECT_EQ(claim_file(dir / "no/such/hang.txt", "text"), Claim::unknown);
-  EXPECT_EQ(read_bytes(dir / "crash/hang.txt"), "text\n");
-}
-
-TEST(Watchdog, OneProcessOfANodeSpeaksForAll) {
-  ::unsetenv("PMIX_NAMESPACE");
-  EXPECT_EQ(claim_on_node("test"), Claim::unknown);
-  ::setenv("PMIX_NAMESPACE", fmt::format("test.{}", ::getpid()).c_str(), 1);
-  const pid_t other = ::fork();
-  if (other == 0) {
-    const bool is_mine = claim_on_node("test") == Claim::mine;
-    const bool is_taken = claim_on_node("test") == Claim::taken;
-    ::_exit(is_mine && is_taken && claim_on_node("other") == Claim::mine ? 0 : 1);
+  std::filesystem::create_directory(dir / "heartbeats");
+  ASSERT_EQ(::mkfifo((dir / "heartbeats/rank-00000").c_str(), 0600), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::alarm(20);
+    Watchdog watchdog(1, 0, "this");
+    watchdog.join(std::make_shared<Board>("", 1), {0, 0, 0, 2, {1}});
+    watchdog.set_directory(dir.str());  // opens the pipe, which nobody reads
+    ::_exit(0);
   }
   int status = -1;
-  ::waitpid(other, &status, 0);
-  EXPECT_EQ(status, 0);
-  EXPECT_EQ(claim_on_node("test"), Claim::mine) << "who held it is gone";
-  ::unsetenv("PMIX_NAMESPACE");
+  ::waitpid(child, &status, 0);
+  EXPECT_TRUE(WIFEXITED(status)) << "nobody ended it";
+  EXPECT_EQ(WEXITSTATUS(status), 70);
 }
 
 // ---- ranks that hang ----

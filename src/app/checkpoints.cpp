@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <filesystem>
 
 #include "app/resume.h"
 #include "app/save.h"
@@ -31,20 +30,17 @@ bool are_finite(const ShardState& shard, const FileSign& sign, const std::string
   return true;
 }
 
-void remove_quietly(const std::string& path) {
-  std::error_code ignored;
-  if (!path.empty()) std::filesystem::remove_all(path, ignored);
-}
-
 }  // namespace
 
 class Checkpoints::Stall {
  public:
-  explicit Stall(Checkpoints& of) : of_(of), begin_(Clock::now()) {}
+  explicit Stall(Checkpoints& of) : of_(of), begin_(Clock::now()) { ++of_.n_stalls_; }
   ~Stall() {
+    if (--of_.n_stalls_ > 0) return;
     const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
     of_.stall_seconds_ += seconds;
     of_.own_stall_seconds_ += seconds;
+    of_.longest_stall_seconds_ = std::max(of_.longest_stall_seconds_, of_.own_stall_seconds_);
   }
   Stall(const Stall&) = delete;
   Stall& operator=(const Stall&) = delete;
@@ -106,7 +102,7 @@ void Checkpoints::drop() {
     world_.watchdog().enter(RunPhase::save, step_);
     if (thread_.valid()) thread_.wait();
     world_.barrier();  // nobody writes any more
-    if (world_.rank() == 0) remove_quietly(temp_);
+    if (world_.rank() == 0) abandon_checkpoint(temp_, sign_of_main());
     thread_ = {};
   }
   stage_ = Stage::none;
@@ -142,7 +138,8 @@ void Checkpoints::begin_writing(bool wait) {
   temp_.clear();
   world_.first_rank([&] {
     if (known_identity_.is_null()) known_identity_ = identity_();
-    temp_ = begin_checkpoint(checkpoints_folder(job_.config.run.dir), step_, bytes());
+    temp_ =
+        begin_checkpoint(checkpoints_folder(job_.config.run.dir), step_, bytes(), sign_of_main());
   });
   temp_ = world_.broadcast(temp_);
   thread_ = write_beside([temp = temp_, shard = captured_->shard, rank = world_.rank(),
@@ -195,7 +192,7 @@ void Checkpoints::commit() {
     if (are_all_finite) shards.push_back(FileFacts::from_json(json, "a rank's shard"));
   }
   if (!are_all_finite) {  // the steps that follow will say so
-    if (world_.rank() == 0) remove_quietly(temp_);
+    if (world_.rank() == 0) abandon_checkpoint(temp_, sign_of_main());
     stage_ = Stage::none;
     return;
   }
@@ -230,18 +227,23 @@ void Checkpoints::done() {
   ++n_written_;
   last_step_ = step_;
   last_path_ = written_.path;
-  longest_stall_seconds_ = std::max(longest_stall_seconds_, own_stall_seconds_);
 }
 
 void Checkpoints::fail_together() {
+  // The threads of other ranks may write for longer than a step may take.
+  world_.watchdog().enter(RunPhase::save, step_);
   if (thread_.valid()) thread_.wait();
   world_.barrier();  // nobody writes any more
-  if (world_.rank() == 0) remove_quietly(temp_);
+  if (world_.rank() == 0) abandon_checkpoint(temp_, sign_of_main());
   world_.together([&] {
     if (failure_) std::rethrow_exception(failure_);
   });
   fail(ExitCode::internal, temp_, "a rank failed to save and does not say why",
        "this is a fault of utrain: please report it");
+}
+
+FileSign Checkpoints::sign_of_main() const {
+  return [&watchdog = world_.watchdog()](const std::string&) { watchdog.progress(); };
 }
 
 Json Checkpoints::state_json() const {

@@ -64,7 +64,7 @@ class Checkpoints {
     bool is_finite = true;
     std::string path;  // of the checkpoint, where it was committed
   };
-  class Stall;  // what is done while it lives is one
+  class Stall;  // what is done while it lives is one; those within it are part of it
 
   std::future<Written> write_beside(std::function<Written(const FileSign& sign)> write);
   Work work();
@@ -73,6 +73,7 @@ class Checkpoints {
   void commit();
   void done();
   [[noreturn]] void fail_together();
+  FileSign sign_of_main() const;  // for files that the main thread is at
   Json state_json() const;
   int64_t bytes() const;
 
@@ -97,6 +98,7 @@ class Checkpoints {
 
   int64_t n_written_ = 0, last_step_ = 0;
   std::string last_path_;
+  int n_stalls_ = 0;  // that live
   double stall_seconds_ = 0.0, longest_stall_seconds_ = 0.0, own_stall_seconds_ = 0.0;
 };
 

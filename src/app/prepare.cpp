@@ -59,7 +59,7 @@ int64_t ranks_of_run(const CommandLine& command_line, int size) {
   return n > 1 ? n : 0;
 }
 
-void check_resumed(Prepared& p, int64_t ranks) {
+void check_resumed(Prepared& p) {
   const std::string changed = check_same_job(*p.resumed, *p.job, *p.machine.backend);
   const int64_t n_elem = p.trainer->model_state().layout().n_elem();
   if (const Checkpoint& c = p.resumed->checkpoint; c.n_elem() != n_elem) {
@@ -68,7 +68,8 @@ void check_resumed(Prepared& p, int64_t ranks) {
          "the model or the adapters have another shape: set checkpoint.resume = \"never\", or go "
          "back to the input that wrote it");
   }
-  p.facts.continues = text_of_resume(*p.resumed, fingerprint_of(*p.job, p.facts, p.policy), ranks);
+  p.facts.continues =
+      text_of_resume(*p.resumed, fingerprint_of(*p.job, p.facts, p.policy), p.facts.ranks_of_run);
   if (!changed.empty()) {
     p.facts.continues =
         fmt::format("step {} of {}; not the same run any more: {} changed, as allowed",
@@ -146,10 +147,11 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
              p.machine.reserve_bytes(),
              p.passes_together,
              p.layers_held,
+             ranks_known,
              "",
              ""};
   if (saves) p.facts.checkpoints = text_of_checkpoints(config);
-  if (p.resumed) world.first_rank([&] { check_resumed(p, ranks_known); });
+  if (p.resumed) world.first_rank([&] { check_resumed(p); });
   if (world.rank() == 0) {
     fmt::print("{}", start_table(*p.job, p.facts, p.trainer->arena(), p.policy,
                                  p.trainer->model_state().layout()));

@@ -44,6 +44,7 @@ Run::Run(Prepared& prepared, const World& world, int64_t n_steps, bool dry_run, 
   const Config& c = p_.job->config;
   world_.first_rank([&] {
     directory_.emplace(c.run.dir, c.run.overwrite, start_of(p_, dry_run_));
+    if (!dry_run_) directory_->write_text("input.resolved.toml", print_config(c));
     stop_.look_into(c.run.dir);
   });
   world_.watch_in(c.run.dir);
@@ -77,8 +78,8 @@ bool Run::train() {
     if (evaluates(step)) evaluate(step);
     if (is_due(step)) capture(step);
   }
-  checkpoints_->finish();
   compare(n_steps_, p_.trainer->replicas());
+  checkpoints_->finish();
   totals_.exposed_seconds = p_.trainer->exposed_seconds();
   if (p_.job->is_full()) return true;  // save_model looks at every weight
   parameters_ = p_.trainer->parameters_on_host();
@@ -111,7 +112,6 @@ void Run::save() {
           save_adapter(totals_.output_path, p_.trainer->model_state().layout(), parameters_,
                        p_.job->config, [&](const auto&) { world_.watchdog().progress(); });
     }
-    directory_->write_text("input.resolved.toml", print_config(p_.job->config));
   });
   totals_.save_seconds = seconds_since(begin);
 }
@@ -174,6 +174,7 @@ void Run::stop_after(int64_t step, const std::string& reason) {
   checkpoints_->finish();
   const bool has_steps = step >= first_step_;
   if (!dry_run_ && has_steps && checkpoints_->last_step() != step) {
+    world_.watchdog().enter(RunPhase::save, step);  // memory for the copy may have to be taken
     capture(step);
     checkpoints_->finish();
   }

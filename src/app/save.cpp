@@ -95,7 +95,9 @@ class ModelWriter {
                            name.starts_with("chat_template") || name == "special_tokens_map.json" ||
                            name == "added_tokens.json" || name == "vocab.json" ||
                            name == "merges.txt";
-      if (belongs && entry.is_regular_file()) fs::copy_file(entry.path(), dir_ + "/" + name);
+      if (!belongs || !entry.is_regular_file()) continue;
+      const auto bytes = static_cast<int64_t>(entry.file_size());
+      write_text_file(dir_ + "/" + name, read_text_file(entry.path().string(), bytes));
     }
     directory_.keep();
   }

@@ -57,10 +57,10 @@ void write_index(const std::string& path, int64_t step, const TrainableLayout& l
   Hdf5Writer file(path, sign);
   file.attribute("format_version", kCheckpointFormat);
   file.attribute("step", step);
-  for (const char* array : {"parameters", "m", "v"}) file.group(array);
+  for (const char* array : kArrayNames) file.group(array);
   for (const Trainable& tensor : layout.tensors()) {
     const std::vector<VirtualPiece> pieces = pieces_of(tensor, slices);
-    for (const std::string array : {"parameters", "m", "v"}) {
+    for (const std::string array : kArrayNames) {
       const std::string name = array + "/" + tensor.name;
       file.write_virtual(name, tensor.shape(), array, pieces);
       file.attribute("offset", tensor.offset, name);

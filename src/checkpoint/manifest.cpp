@@ -135,7 +135,8 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
       fail_checkpoint(where, fmt::format("{} is missing, or not in its place", name));
     int64_t n_elem = 0;
     for (const Slice& slice : m.slices[i]) n_elem += slice.n_elem;
-    if (m.files[i].bytes / 12 < n_elem)
+    constexpr auto kBytes = static_cast<int64_t>(kArrayNames.size() * sizeof(float));
+    if (m.files[i].bytes / kBytes < n_elem)
       fail_checkpoint(where, fmt::format("{} has {} bytes, too few for 3 x {} float32", name,
                                          m.files[i].bytes, n_elem));
   }

@@ -19,15 +19,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const char* name_of(Checkpoint::Array array) {
-  switch (array) {
-    case Checkpoint::Array::parameters: return "parameters";
-    case Checkpoint::Array::m: return "m";
-    case Checkpoint::Array::v: return "v";
-  }
-  fail_assert(__FILE__, __LINE__, "an array of a checkpoint");
-}
-
 // Sizes of all files, before any is opened.
 void check_sizes(const std::string& path, const std::vector<FileFacts>& files) {
   for (const FileFacts& file : files) {
@@ -67,6 +58,13 @@ Checkpoint::Checkpoint(const std::string& path, ExitCode missing) : path_(path) 
          absent ? "no such checkpoint" : std::strerror(error), "check the path");
   }
   if (!S_ISDIR(info.st_mode)) fail_checkpoint(path, "is no directory");
+  const auto is_there = [&](const char* name) {
+    return ::lstat((path + "/" + name).c_str(), &info) == 0;
+  };
+  if (!is_there("COMMITTED") && !is_there("manifest.json")) {
+    fail(ExitCode::no_checkpoint, path, "holds no checkpoint",
+         "name one, as run.dir/checkpoints/step-00000100");
+  }
   const std::string committed = read_checkpoint_text(path, "COMMITTED", 4096);
   const std::string text = read_checkpoint_text(path, "manifest.json", kMaxCheckpointText);
   if (committed != xxh3_of(text) + "\n")
@@ -114,7 +112,7 @@ void Checkpoint::read(Array array, const Slice& slice, float* out) const {
     const std::vector<Slice>& held = slices_[static_cast<size_t>(rank)];
     if (!ShardReader::overlap(held, slice)) continue;
     const ShardReader shard(path_, rank, ranks_, held, ExitCode::no_checkpoint);
-    shard.read(name_of(array), slice, out);
+    shard.read(kArrayNames[static_cast<size_t>(array)], slice, out);
   }
 }
 

@@ -34,7 +34,7 @@ class Checkpoint {
   // Reads every file whose index in files() is part, part + parts, ...: the ranks share the work.
   void verify(int part = 0, int parts = 1) const;
 
-  enum class Array { parameters, m, v };
+  enum class Array { parameters, m, v };  // indexes kArrayNames
   // out [slice.n_elem] = that slice, from whichever shards hold it.
   void read(Array array, const Slice& slice, float* out) const;
 

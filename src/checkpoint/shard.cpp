@@ -11,8 +11,6 @@ namespace utrain {
 
 namespace {
 
-const char* kArrays[] = {"parameters", "m", "v"};
-
 Hdf5Faults faults(ExitCode code) {
   return {code, code,
           code == ExitCode::io ? "the file system may be faulty: run again elsewhere"
@@ -44,9 +42,8 @@ FileFacts write_shard(const std::string& temp, int rank, int ranks, const ShardS
   file.attribute("rank", rank);
   file.attribute("ranks", ranks);
   file.write("slices", slices.data(), static_cast<int64_t>(state.slices.size()), 2);
-  file.write("parameters", state.parameters, n_elem);
-  file.write("m", state.m, n_elem);
-  file.write("v", state.v, n_elem);
+  const std::array<const float*, kArrayNames.size()> values = {state.parameters, state.m, state.v};
+  for (size_t i = 0; i < values.size(); ++i) file.write(kArrayNames[i], values[i], n_elem);
   file.close();
   return read_facts(temp, name, ExitCode::io, sign);
 }
@@ -75,7 +72,7 @@ ShardReader::ShardReader(const std::string& dir, int rank, int ranks,
   std::vector<int64_t> found(wanted.size());
   if (rows > 0) file_.read_integers("slices", found.data());
   if (found != wanted) file_.refuse("/slices", "are others than the manifest's", "");
-  for (const char* array : kArrays) {
+  for (const char* array : kArrayNames) {
     const int64_t n = file_.float_count(array);
     if (n != n_elem)
       file_.refuse(fmt::format("/{}", array), fmt::format("has {} values, {} wanted", n, n_elem),

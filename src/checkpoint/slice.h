@@ -2,6 +2,7 @@
 // (model/trainable.h), whatever strategy and number of ranks cut it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -11,6 +12,9 @@ namespace utrain {
 struct Slice {
   int64_t begin = 0, n_elem = 0;
 };
+
+// What there is of each element, all float32, by their names in files; m and v: Adam's moments.
+inline constexpr std::array<const char*, 3> kArrayNames = {"parameters", "m", "v"};
 
 // Of one rank, in host memory: slices in ascending order, apart from each other; of each array
 // [sum of n_elem] the slices one after another. The slices of all ranks cover the buffer once.

@@ -46,16 +46,6 @@ void make_folder(const std::string& folder) {
   if (error) fail_io(folder, "cannot make the directory", error.value());
 }
 
-// What cannot be removed now is in nobody's way, and is tried again at the next save.
-void remove_left_overs(const std::string& folder) {
-  std::error_code error;
-  std::vector<fs::path> found;
-  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
-    if (is_left_over(it->path().filename().string())) found.push_back(it->path());
-  std::error_code ignored;
-  for (const fs::path& path : found) fs::remove_all(path, ignored);
-}
-
 void check_room(const std::string& folder, int64_t bytes) {
   struct statvfs info;
   if (::statvfs(folder.c_str(), &info) != 0) fail_io(folder, "free space is not known", errno);
@@ -68,19 +58,29 @@ void check_room(const std::string& folder, int64_t bytes) {
          "make room, or name a run.dir on a larger file system");
 }
 
-// What cannot be removed stays.
+// What cannot be removed stays, and what a link leads to.
 void remove_tree(const std::string& path, const FileSign& sign) {
   std::error_code error, ignored;
   std::vector<fs::path> files;
-  for (fs::recursive_directory_iterator it(path, error), end; !error && it != end;
-       it.increment(error))
-    if (!it->is_directory(ignored)) files.push_back(it->path());
+  if (!fs::is_symlink(fs::symlink_status(path, ignored)))
+    for (fs::recursive_directory_iterator it(path, error), end; !error && it != end;
+         it.increment(error))
+      if (!it->is_directory(ignored)) files.push_back(it->path());
   for (const fs::path& file : files) {
     show(sign, file.string());
     fs::remove(file, ignored);
   }
   show(sign, path);
   fs::remove_all(path, ignored);
+}
+
+// What cannot be removed now is in nobody's way, and is tried again at the next save.
+void remove_left_overs(const std::string& folder, const FileSign& sign) {
+  std::error_code error;
+  std::vector<fs::path> found;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
+    if (is_left_over(it->path().filename().string())) found.push_back(it->path());
+  for (const fs::path& path : found) remove_tree(path.string(), sign);
 }
 
 void sync_file(const std::string& path, const FileSign& sign) {
@@ -186,15 +186,20 @@ std::string trash_name(const fs::path& folder, const std::string& name) {
 
 }  // namespace
 
-std::string begin_checkpoint(const std::string& folder, int64_t step, int64_t bytes) {
+std::string begin_checkpoint(const std::string& folder, int64_t step, int64_t bytes,
+                             const FileSign& sign) {
   ASSERT(step >= 0 && bytes >= 0);
   make_folder(folder);
-  remove_left_overs(folder);
+  remove_left_overs(folder, sign);
   check_room(folder, bytes);
   const std::string temp =
       fmt::format("{}/{}.tmp-{}", folder, checkpoint_name(step), unique_suffix());
   if (::mkdir(temp.c_str(), 0777) != 0) fail_io(temp, "cannot make the directory", errno);
   return temp;
+}
+
+void abandon_checkpoint(const std::string& temp, const FileSign& sign) {
+  if (!temp.empty()) remove_tree(temp, sign);
 }
 
 std::string commit_checkpoint(const std::string& temp, const CheckpointContents& contents,
@@ -227,12 +232,13 @@ std::string commit_checkpoint(const std::string& temp, const CheckpointContents&
 
 void retain_checkpoints(const std::string& folder, int64_t keep, const FileSign& sign) {
   ASSERT(keep >= 1);
-  std::vector<CheckpointPlace> sound, behind;  // behind: older than `keep` sound ones, or sound
+  std::vector<CheckpointPlace> behind;  // older than `keep` sound ones
+  int64_t n_sound = 0;
   std::string best;
   double lowest = 0.0;
   for (const CheckpointPlace& place : list_checkpoints(folder)) {
     show(sign, place.path);
-    const bool enough = static_cast<int64_t>(sound.size()) >= keep;
+    const bool enough = n_sound >= keep;
     try {
       const Checkpoint checkpoint(place.path);
       const Json* loss = checkpoint.state().find("eval_loss");
@@ -240,7 +246,7 @@ void retain_checkpoints(const std::string& folder, int64_t keep, const FileSign&
         best = place.path;
         lowest = loss->as_double();
       }
-      if (!enough) sound.push_back(place);
+      ++n_sound;
     } catch (const Error& error) {  // a damaged one counts for nothing, and is in nobody's way
       if (error.code() != ExitCode::no_checkpoint) throw;
     }

@@ -38,7 +38,8 @@ std::string checkpoint_name(int64_t step);
 // Rank 0. folder: RUN/checkpoints, made where it is missing. What a killed save left there is
 // removed; a file system with too little room for `bytes` fails before anything is written. Returns
 // the new temporary directory. Fails with io.
-std::string begin_checkpoint(const std::string& folder, int64_t step, int64_t bytes);
+std::string begin_checkpoint(const std::string& folder, int64_t step, int64_t bytes,
+                             const FileSign& sign = {});
 
 // Every rank, into rank 0's temporary directory; synced and read back. Fails with io.
 FileFacts write_shard(const std::string& temp, int rank, int ranks, const ShardState& state,
@@ -62,6 +63,10 @@ struct CheckpointContents {
 // the same step that is there already is replaced. Returns its path. Fails with io.
 std::string commit_checkpoint(const std::string& temp, const CheckpointContents& contents,
                               const FileSign& sign = {});
+
+// Rank 0, instead of that, when nobody writes any more: removes temp, which may be empty. What cannot
+// be removed is left over.
+void abandon_checkpoint(const std::string& temp, const FileSign& sign = {});
 
 // Removes all but the newest `keep` checkpoints and the one with the lowest eval_loss in its
 // state.json. A directory is renamed before it is removed, so that none is ever half there.

@@ -4,6 +4,7 @@
 // waits by polling: blocked inside MPI, a rank that waits looks like one that is stuck.
 #pragma once
 
+#include <cstdint>
 #include <span>
 
 #include "comm/mpi_check.h"
@@ -11,6 +12,8 @@
 #include "comm/watchdog.h"
 
 namespace utrain {
+
+inline constexpr int64_t kMaxMessageBytes = int64_t{1} << 30;  // MPI counts are int
 
 struct RankGroup::Communicator {
   Communicator(MPI_Comm communicator, Watchdog& of_rank) : comm(communicator), watchdog(of_rank) {}

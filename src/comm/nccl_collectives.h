@@ -1,8 +1,8 @@
 // Collectives over NCCL, for tensors in GPU memory: implemented in cuda/nccl_collectives.cu, or by
 // the stub cuda/no_nccl.cpp where the build has no NCCL. It stands here, beside the interface, so
 // that no room has to include cuda/; Backend is only named, because comm knows core alone.
-//   Ranks of one node whose GPUs reach each other's memory send by copy engines instead of NCCL's
-// kernels (cuda/peer_mailbox.h).
+//   Where all ranks are on one node and their GPUs reach each other's memory, copy engines send
+// instead of NCCL's kernels (cuda/peer_mailbox.h).
 //   Kernels of two communicators that run beside each other may each wait for what another rank has
 // given to the other one. So collectives of a second group of ranks take the stream of the first
 // (NcclOptions::beside): the calls of a rank are then done one after another, in the order in which

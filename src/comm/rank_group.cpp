@@ -6,11 +6,6 @@
 #include "comm/communicator.h"
 
 namespace utrain {
-namespace {
-
-constexpr int64_t kMaxMessageBytes = int64_t{1} << 30;  // MPI counts are int
-
-}  // namespace
 
 RankGroup::RankGroup(std::shared_ptr<const Communicator> communicator)
     : communicator_(std::move(communicator)) {

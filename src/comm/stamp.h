@@ -4,8 +4,8 @@
 
 #include <fmt/core.h>
 
-#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <string>
 #include <string_view>
 

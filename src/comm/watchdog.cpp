@@ -233,17 +233,14 @@ class Watchdog::Watcher {
                                      rank, who, getpid(), state->ring.text()));
       });
     }
-    const auto begin = Clock::now();
     const double bound = kLastWords + (place_.n_nodes == 1 ? 0.0
                                        : crash_dir.empty() ? kUnknownNodes
                                                            : kOtherNodes);
-    const auto left = [&] {
-      return bound - std::chrono::duration<double>(Clock::now() - begin).count();
-    };
+    const auto end = Clock::now() + std::chrono::duration<double>(bound);
     run_bounded(tasks, bound);
     board_->slot(place_.local_rank).has_spoken = 1;
     // A launcher ends all ranks when the first one has gone.
-    while (left() > 0.0 && !all_have_spoken(!crash_dir.empty()))
+    while (Clock::now() < end && !all_have_spoken(!crash_dir.empty()))
       std::this_thread::sleep_for(kPeriod / 10);
     // Held until all others have asked as well.
     if (!has_joined_) std::this_thread::sleep_for(std::chrono::duration<double>(kAfterTheFirst));
@@ -321,12 +318,15 @@ void Watchdog::set_places(std::vector<std::string> places) {
 }
 
 void Watchdog::set_directory(const std::string& run_dir) {
-  const std::lock_guard lock(state_->mutex);
+  const Place& place = state_->place;
+  std::unique_lock lock(state_->mutex);
   state_->crash_dir = run_dir + "/crash";
-  if (state_->place.n_nodes > 1) {
-    state_->heartbeats = std::make_shared<Heartbeats>(
-        run_dir, state_->board, state_->place.local_rank, state_->place.rank, state_->place.others);
-  }
+  if (place.n_nodes == 1) return;
+  lock.unlock();  // a file is written: a disk that stands still must not hold up the watcher
+  auto heartbeats = std::make_shared<Heartbeats>(run_dir, state_->board, place.local_rank,
+                                                 place.rank, place.others);
+  lock.lock();
+  state_->heartbeats = std::move(heartbeats);
 }
 
 void Watchdog::enter(RunPhase phase, int64_t step) {

@@ -35,7 +35,7 @@ class Watchdog {
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
-  void set_timeout(int64_t timeout);  // from the next stamp on
+  void set_timeout(int64_t timeout);  // from now on
   // Where this rank stands. board: of its node, with the rank of each slot; local_rank's is its own.
   struct Place {
     int rank, local_rank, node, n_nodes;

@@ -22,8 +22,6 @@
 namespace utrain {
 namespace {
 
-constexpr int64_t kMaxMessageBytes = int64_t{1} << 30;  // MPI counts are int
-
 // One bit for each processor; as many as any Linux kernel is built for.
 using CpuMask = std::array<uint64_t, 8192 / 64>;
 
@@ -103,15 +101,8 @@ std::optional<Error> attempt(const std::function<void()>& work, const std::strin
   return std::nullopt;
 }
 
-// Before MPI runs, a rank is what the launcher says.
 std::unique_ptr<Watchdog> make_watchdog(int64_t timeout) {
-  int rank = 0;
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"}) {
-    if (const char* text = std::getenv(name)) {
-      rank = std::atoi(text);
-      break;
-    }
-  }
+  const int rank = World::rank_by_launcher();
   char host[256] = "";
   gethostname(host, sizeof host - 1);
   return std::make_unique<Watchdog>(timeout, rank, fmt::format("rank {} on {}", rank, host));
@@ -228,6 +219,12 @@ void World::watch_in(const std::string& run_dir) const {
     if (n_nodes_ > 1) fs::create_directory(fs::path(run_dir) / "heartbeats");
   });
   watchdog_->set_directory(run_dir);
+}
+
+int World::rank_by_launcher() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"})
+    if (const char* rank = std::getenv(name)) return std::atoi(rank);
+  return 0;
 }
 
 double World::wtime() const {

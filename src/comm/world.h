@@ -86,6 +86,8 @@ class World {
 
   [[noreturn]] void abort(int code) const;  // ends all ranks now, also those that wait or compute
 
+  // Before or without MPI: what the launcher tells in the environment; 0 where there is none.
+  static int rank_by_launcher();
   static std::string mpi_version();  // one line; also before there is a World
 
  private:

@@ -129,9 +129,4 @@ std::string find_differences(const World& world, int64_t step, const std::string
       step, found);
 }
 
-void compare_replicas(const World& world, int64_t step, const std::string& own) {
-  const std::string line = find_differences(world, step, own);
-  if (!line.empty()) throw SharedError(ExitCode::disagree, line);
-}
-
 }  // namespace utrain

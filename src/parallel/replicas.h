@@ -2,7 +2,7 @@
 // silently, or a sum that arrived wrong, would else train a model of its own and nobody knew. The
 // strategy says what there is to compare: Replica.
 //   begin() launches the checksums of this rank and waits for nothing; end() has them as one text;
-//   compare_replicas() holds the texts of all ranks against each other.
+//   find_differences() holds the texts of all ranks against each other.
 #pragma once
 
 #include <array>
@@ -34,7 +34,7 @@ class Replicas {
   void loaded();                                  // takes the checksums of what is frozen
 
   int64_t begin();
-  std::string end(int64_t ticket) const;  // of begin(), as compare_replicas() reads it
+  std::string end(int64_t ticket) const;  // of begin(), as find_differences() reads it
 
  private:
   using Sums = std::array<double, kReplicaNames.size()>;
@@ -54,7 +54,5 @@ std::string differences(const std::vector<std::string>& texts,
 // Collective. own: Replicas::end, after this step. What to tell the user, one line; empty where all
 // is alike.
 std::string find_differences(const World& world, int64_t step, const std::string& own);
-// The same; throws SharedError(disagree).
-void compare_replicas(const World& world, int64_t step, const std::string& own);
 
 }  // namespace utrain

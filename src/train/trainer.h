@@ -36,7 +36,7 @@ struct StepStats {
   double seconds = 0.0;
   bool skipped = false;     // loss or norm not finite: no update
   bool overflowed = false;  // of float16: skipped, but a smaller scale of the loss will help
-  std::string replicas;     // every kReplicasEvery steps: for compare_replicas; else empty
+  std::string replicas;     // every kReplicasEvery steps: for find_differences; else empty
 };
 
 struct EvalStats {
@@ -82,7 +82,7 @@ class Trainer {
   // for.
   std::vector<StepStats> train_step(int64_t step);
   std::vector<StepStats> finish_steps();  // waits for the rest
-  std::string replicas();  // after finish_steps: as they are now, for compare_replicas
+  std::string replicas();  // after finish_steps: as they are now, for find_differences
   // Begins a copy of what the last step left, beside the steps that follow.
   void capture();
   // That copy, once it and the numbers of its step are there: on a GPU, when the step after it is

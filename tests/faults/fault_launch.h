@@ -1,8 +1,10 @@
 // Starts ranks with the fault library before them, and tells which faults struck.
 #pragma once
 
+#include <chrono>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "faults/power_cut.h"
@@ -26,7 +28,8 @@ class FaultLaunch {
   // faults: as fault.h has them; dir: the run directory, absolute and without links.
   FaultLaunch(int ranks, const std::vector<std::string>& arguments, const std::string& dir,
               const std::string& faults)
-      : dir_(dir),
+      : ranks_(ranks),
+        dir_(dir),
         launch_(ranks, arguments, binary(),
                 {"LD_PRELOAD=" + fault_library(), "UTRAIN_FAULT=" + faults,
                  "UTRAIN_FAULT_DIR=" + dir, "UTRAIN_FAULT_STATE=" + state_.str()}) {}
@@ -56,10 +59,27 @@ class FaultLaunch {
   pid_t pid_of(int rank) const {
     return std::atoi(read_bytes(state_ / fmt::format("pid.{}", rank)).c_str());
   }
+  // Ranks whose launcher was killed work on until they notice, and may get far on a busy machine.
+  // Whether they have gone in that time.
+  bool are_gone_within(double seconds) const {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+    for (int rank = 0; rank < ranks_;) {
+      const pid_t pid = pid_of(rank);
+      // Empty where nobody has asked for its end.
+      if (pid == 0 || read_bytes(fmt::format("/proc/{}/cmdline", pid)).empty()) {
+        ++rank;
+      } else {
+        if (std::chrono::steady_clock::now() > end) return false;
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      }
+    }
+    return true;
+  }
   // Once the ranks are gone.
   PowerCut power_cut(uint64_t seed) const { return PowerCut(dir_, state_.str(), seed); }
 
  private:
+  int ranks_;
   std::string dir_;
   TempDir state_;  // outlives the ranks
   Launch launch_;
