@@ -157,6 +157,9 @@ TEST_F(Damage, MissingCheckpointHasTheCallersCode) {
   fs::remove(at("COMMITTED"));
   expect_refused([&] { Checkpoint(path, ExitCode::usage); }, ExitCode::no_checkpoint,
                  {"COMMITTED"});
+  fs::remove(at("manifest.json"));
+  expect_refused([&] { Checkpoint(path, ExitCode::usage); }, ExitCode::no_checkpoint,
+                 {"holds no checkpoint"});
 }
 
 // With HDF5's own checksums alone: values read back right, or not at all.

@@ -263,7 +263,8 @@ TEST_F(RunDirectoryTest, RefusalsHaveTheirCodeOnAllRanks) {
 TEST_F(RunDirectoryTest, ThreeBadStepsInARowDiverge) {
   for (const int ranks : {kAlone, 1, 3}) {
     expect_error(ranks, {"--train.lr=1e30", "--train.warmup_steps=0"}, 4, "3 steps in a row");
-    EXPECT_EQ(names_in(run_dir_), (std::set<std::string>{"metrics.jsonl", "summary.json"}));
+    EXPECT_EQ(names_in(run_dir_),
+              (std::set<std::string>{"input.resolved.toml", "metrics.jsonl", "summary.json"}));
     const std::vector<double> losses = curve(metrics(), "loss"),
                               norms = curve(metrics(), "grad_norm");
     ASSERT_EQ(losses.size(), 4u);
@@ -286,7 +287,8 @@ TEST_F(RunDirectoryTest, ARunThatEndsOnBadNumbersDiverged) {
     // No step after the update that overflows.
     expect_error(ranks, {"--train.lr=1e39", "--train.warmup_steps=0", "--train.max_steps=1"}, 4,
                  "the adapter holds numbers that are not finite");
-    EXPECT_EQ(names_in(run_dir_), (std::set<std::string>{"metrics.jsonl", "summary.json"}));
+    EXPECT_EQ(names_in(run_dir_),
+              (std::set<std::string>{"input.resolved.toml", "metrics.jsonl", "summary.json"}));
   }
 }
 
@@ -300,7 +302,8 @@ TEST_F(RunDirectoryTest, AModelOfBadNumbersIsNotLeft) {
                    {fmt::format("--train.lr={}", lr), "--train.warmup_steps=0",
                     fmt::format("--train.max_steps={}", steps)},
                    4, words);
-      EXPECT_EQ(names_in(run_dir_), (std::set<std::string>{"metrics.jsonl", "summary.json"}));
+      EXPECT_EQ(names_in(run_dir_),
+                (std::set<std::string>{"input.resolved.toml", "metrics.jsonl", "summary.json"}));
       EXPECT_EQ(summary().find("exit_code")->as_int64(), 4);
     }
   }

@@ -84,6 +84,8 @@ class Checkpoint:
         self.path = path
         if not os.path.isdir(path):
             raise UserError(DAMAGED, path, "is no directory" if os.path.exists(path) else "no such checkpoint", "check the path")
+        if not any(os.path.lexists(self.at(name)) for name in ("COMMITTED", "manifest.json")):
+            raise UserError(DAMAGED, path, "holds no checkpoint", "name one, as RUN/checkpoints/step-00000100")
         self.read_manifest()
         self.check_slices()
         self.check_files()

@@ -115,9 +115,11 @@ std::string start_table(const Job& job, const RunFacts& facts, const Arena& aren
                     c.lora.init_from.empty() ? "" : ", from " + c.lora.init_from,
                     text_of_strategy(c.parallel)));
   }
-  row("ranks", fmt::format("{} on {} node{} ({}), backend {}, {}", facts.ranks, facts.n_nodes,
-                           facts.n_nodes == 1 ? "" : "s", text_of_hosts(facts), facts.backend,
-                           name_of(facts.dtype)));
+  const bool is_of_others = facts.ranks_of_run > 0 && facts.ranks_of_run != facts.ranks;
+  row("ranks", fmt::format("{}{} on {} node{} ({}), backend {}, {}",
+                           is_of_others ? fmt::format("{}, checked by ", facts.ranks_of_run) : "",
+                           facts.ranks, facts.n_nodes, facts.n_nodes == 1 ? "" : "s",
+                           text_of_hosts(facts), facts.backend, name_of(facts.dtype)));
   if (!facts.gpus.empty()) {
     const double peak = peak_of_all(facts);
     row("gpus", fmt::format("{} for {} rank{}{}", text_of_gpus(facts), facts.ranks,

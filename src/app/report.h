@@ -23,8 +23,9 @@ struct RunFacts {
   std::vector<std::string> warnings;       // of the machine
   int64_t reserve_bytes = 0;  // of a GPU, besides the planned memory: libraries' workspace
   int64_t passes_together = 1, layers_held = kFewestLayersHeld;
-  std::string checkpoints;  // when, and where to
-  std::string continues;    // from which one; empty: from none
+  int64_t ranks_of_run = 0;  // that this checks; 0: those here, or not known
+  std::string checkpoints;   // when, and where to
+  std::string continues;     // from which one; empty: from none
 };
 
 std::string start_table(const Job& job, const RunFacts& facts, const Arena& arena,

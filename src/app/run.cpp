@@ -44,6 +44,7 @@ Run::Run(Prepared& prepared, const World& world, int64_t n_steps, bool dry_run, 
   const Config& c = p_.job->config;
   world_.first_rank([&] {
     directory_.emplace(c.run.dir, c.run.overwrite, start_of(p_, dry_run_));
+    if (!dry_run_) directory_->write_text("input.resolved.toml", print_config(c));
     stop_.look_into(c.run.dir);
   });
   world_.watch_in(c.run.dir);
@@ -111,7 +112,6 @@ void Run::save() {
           save_adapter(totals_.output_path, p_.trainer->model_state().layout(), parameters_,
                        p_.job->config, [&](const auto&) { world_.watchdog().progress(); });
     }
-    directory_->write_text("input.resolved.toml", print_config(p_.job->config));
   });
   totals_.save_seconds = seconds_since(begin);
 }
@@ -137,7 +137,7 @@ void Run::print_end() {
   if (world_.rank() != 0) return;
   progress_.reset();
   fmt::print("{}{}", end_summary(*p_.job, p_.facts, *p_.trainer, totals_), how_it_stopped_);
-  std::fflush(stdout);
+  flush_lines();
 }
 
 bool Run::evaluates(int64_t step) const {
@@ -156,10 +156,10 @@ void Run::capture(int64_t step) {
     report(p_.trainer->finish_steps());
     checkpoints_->finish_between_steps();
     if (world_.rank() == 0 && !has_warned_of_saving_) {
-      fmt::print(stderr,
-                 "utrain: warning: step {}: waited {:.1f} s for the checkpoint before it; raise "
-                 "checkpoint.every (said once)\n",
-                 step, seconds_since(begin));
+      warn(
+          fmt::format("step {}: waited {:.1f} s for the checkpoint before it; raise "
+                      "checkpoint.every (said once)",
+                      step, seconds_since(begin)));
     }
     has_warned_of_saving_ = true;
   }

@@ -95,7 +95,9 @@ class ModelWriter {
                            name.starts_with("chat_template") || name == "special_tokens_map.json" ||
                            name == "added_tokens.json" || name == "vocab.json" ||
                            name == "merges.txt";
-      if (belongs && entry.is_regular_file()) fs::copy_file(entry.path(), dir_ + "/" + name);
+      if (!belongs || !entry.is_regular_file()) continue;
+      const auto bytes = static_cast<int64_t>(entry.file_size());
+      write_text_file(dir_ + "/" + name, read_text_file(entry.path().string(), bytes));
     }
     directory_.keep();
   }
@@ -172,10 +174,7 @@ int64_t save_adapter(const std::string& dir, const TrainableLayout& layout,
                  std::all_of(values.begin(), values.end(), [](float x) { return x == 0.0f; });
   }
   if (b_is_zero) {
-    fmt::print(stderr,
-               "utrain: warning: {}: every B is zero, the adapter changes nothing (was lr 0 in all "
-               "steps?)\n",
-               dir);
+    warn(dir + ": every B is zero, the adapter changes nothing (was lr 0 in all steps?)");
   }
   directory.keep();
   return static_cast<int64_t>(tensors.size());

@@ -58,6 +58,13 @@ Checkpoint::Checkpoint(const std::string& path, ExitCode missing) : path_(path) 
          absent ? "no such checkpoint" : std::strerror(error), "check the path");
   }
   if (!S_ISDIR(info.st_mode)) fail_checkpoint(path, "is no directory");
+  const auto is_there = [&](const char* name) {
+    return ::lstat((path + "/" + name).c_str(), &info) == 0;
+  };
+  if (!is_there("COMMITTED") && !is_there("manifest.json")) {
+    fail(ExitCode::no_checkpoint, path, "holds no checkpoint",
+         "name one, as run.dir/checkpoints/step-00000100");
+  }
   const std::string committed = read_checkpoint_text(path, "COMMITTED", 4096);
   const std::string text = read_checkpoint_text(path, "manifest.json", kMaxCheckpointText);
   if (committed != xxh3_of(text) + "\n")
