@@ -24,7 +24,7 @@ namespace {
 
 constexpr int64_t kScalarBytes = 8;
 constexpr int64_t kEnds = 256;
-constexpr double kOfLimit = 0.9;  // what ends before a limit
+constexpr double kOfLimit = 0.9;  // after which a wait ends, so that it ends before the limit
 
 class NcclCollectives : public Collectives {
  public:

@@ -43,12 +43,11 @@ int share_cores(const RankGroup& local) {
   CpuMask all{};
   const int n_own = count(own);
   int sum = 0;
-  MPI_Request masks = MPI_REQUEST_NULL, counts = MPI_REQUEST_NULL;
+  std::array<MPI_Request, 2> requests{MPI_REQUEST_NULL, MPI_REQUEST_NULL};
   MPI_CHECK(MPI_Iallreduce(own.data(), all.data(), static_cast<int>(own.size()), MPI_UINT64_T,
-                           MPI_BOR, comm_of(local), &masks));
-  MPI_CHECK(MPI_Iallreduce(&n_own, &sum, 1, MPI_INT, MPI_SUM, comm_of(local), &counts));
-  wait_for(local.watchdog(), masks);
-  wait_for(local.watchdog(), counts);
+                           MPI_BOR, comm_of(local), &requests[0]));
+  MPI_CHECK(MPI_Iallreduce(&n_own, &sum, 1, MPI_INT, MPI_SUM, comm_of(local), &requests[1]));
+  wait_for(local.watchdog(), requests);
   const bool disjoint = sum == count(all);
   return std::max(1, disjoint ? n_own : count(all) / local.size());
 }
@@ -168,7 +167,7 @@ std::vector<int> World::find_nodes(int ranks_per_node) {
   };
   MPI_Comm local = MPI_COMM_NULL, part = MPI_COMM_NULL;
   {
-    // MPI itself waits, for ranks that have come here together: to be late is to be late before.
+    // MPI itself waits, but not for who is late: all have just been in gather_text().
     const Watchdog::InCall call(*watchdog_, CallKind::split);
     MPI_CHECK(
         MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local));
