@@ -17,12 +17,14 @@ namespace {
 using utrain::Error;
 using utrain::ExitCode;
 
-// One line for each problem, all with the prefix that tells them from the launcher's.
+// One line for each problem, all with the prefix that tells them from the launcher's. Where nobody
+// can be told, the exit code still tells.
 void print_error(const std::string& lines) {
   size_t begin = 0;
   while (begin <= lines.size()) {
     const size_t end = std::min(lines.find('\n', begin), lines.size());
-    fmt::print(stderr, "utrain: error: {}\n", lines.substr(begin, end - begin));
+    const std::string line = fmt::format("utrain: error: {}\n", lines.substr(begin, end - begin));
+    std::fwrite(line.data(), 1, line.size(), stderr);
     begin = end + 1;
   }
   std::fflush(stderr);

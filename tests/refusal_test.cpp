@@ -242,6 +242,13 @@ TEST(MemoryRefused, AMicroBatchOfAllRows) {
   expect_refused(sandbox, 2, "lower train.micro_batch_size");
 }
 
+TEST(Refusal, WithNobodyToTell) {
+  for (const char* where : {"2>/dev/full", "2>&-"}) {
+    const std::string command = fmt::format("'{}' nowhere.toml {}", binary(), where);
+    EXPECT_EQ(Launch(kAlone, {"-c", command}, "/bin/bash").wait().exit_code, 2) << where;
+  }
+}
+
 TEST(DumpRefused, IntoAMissingDirectory) {
   Sandbox sandbox;
   sandbox.flags = {"--dump", sandbox.dir / "none/out.safetensors"};

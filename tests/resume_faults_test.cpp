@@ -101,6 +101,28 @@ TEST_F(ResumeFaults, ACheckSpeaksOfTheRanksOfTheRun) {
   EXPECT_FALSE(has(same, changed) || has(same, on_two)) << same;
 }
 
+// The check of a job script: what depends on the number of ranks is that of the run.
+TEST_F(ResumeFaults, ACheckCountsTheRowsOfTheRanksOfTheRun) {
+  std::string input = read_bytes(input_);
+  const size_t key = input.find("global_batch_size");
+  write_bytes(input_, input.erase(key, input.find('\n', key) - key));
+  Words more = arguments("counted", {"--train.gradient_accumulation_steps=1"});
+  std::erase_if(more, [](const std::string& w) { return w.starts_with("--train.global_batch"); });
+  const Outcome done = launch(2, more);
+  ASSERT_EQ(done.exit_code, 0) << done.text();
+  interrupt("counted", 10, "counted");
+  more.insert(more.end(), {"--check", "--ranks=2"});
+  const Outcome same = launch(kAlone, more);
+  EXPECT_EQ(same.exit_code, 0) << same.text();
+  EXPECT_NE(same.out.find("of 2 rows (1 rows a pass and rank)"), std::string::npos) << same.text();
+  EXPECT_NE(same.out.find("everything checked for 2 ranks"), std::string::npos) << same.text();
+  more.back() = "--ranks=3";
+  const Outcome other = launch(kAlone, more);
+  EXPECT_EQ(other.exit_code, 2) << other.text();
+  EXPECT_NE(other.err.find("train.global_batch_size: was 2 in "), std::string::npos)
+      << other.text();
+}
+
 TEST_F(ResumeFaults, AnotherInputIsRefusedUnlessAllowed) {
   interrupt("whole", 5, "parts");
   const Words changes = {"--train.lr=0.004", "--train.seed=5", "--eval.max_rows=2"};
@@ -112,7 +134,11 @@ TEST_F(ResumeFaults, AnotherInputIsRefusedUnlessAllowed) {
   allowed.push_back("--checkpoint.allow_changes=train.lr,eval.max_rows");
   expect_lines(expect_code(2, "parts", 2, allowed), 1, {"train.seed"});
   allowed.back() += ",train.seed";
-  expect_done("parts", 2, allowed);
+  const Outcome other = expect_done("parts", 2, allowed);
+  EXPECT_NE(
+      other.out.find("not the same run any more: eval.max_rows, train.lr, train.seed changed"),
+      std::string::npos)
+      << other.text();
   EXPECT_EQ(curve(metrics("parts"), "lr").size(), 12u);
   EXPECT_NE(curve(metrics("parts"), "lr")[5], curve(metrics("whole"), "lr")[5]);
   EXPECT_EQ(curve(metrics("parts"), "lr")[4], curve(metrics("whole"), "lr")[4]);

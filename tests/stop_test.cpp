@@ -58,6 +58,24 @@ TEST_F(Stop, SavesAndGoesOn) {
   expect_same_run("whole", "parts");
 }
 
+// A Ctrl-C ends `| tee log` with the run, which prints on.
+TEST_F(Stop, SavesWhereTheReaderOfTheOutputGoesFirst) {
+  std::string words;
+  for (const std::string& word : arguments("piped", {"--train.max_steps=30000", "--eval.every=0",
+                                                     "--checkpoint.every=0", "--log.every=1"}))
+    words += " '" + word + "'";
+  Launch piped(kAlone,
+               {"-c", fmt::format("set -o pipefail; '{}'{} 2>&1 | head -n 20", binary(), words)},
+               "/bin/bash");
+  for (int i = 0; i < 6000 && metrics_lines(at("piped") + "/metrics.jsonl") < 40; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  write_bytes(at("piped") + "/STOP", "");
+  const Outcome stopped = piped.wait();
+  EXPECT_EQ(stopped.exit_code, 75) << stopped.text();
+  const int64_t step = read_json(at("piped") + "/summary.json").find("steps")->as_int64();
+  EXPECT_TRUE(fs::exists(checkpoint("piped", step) + "/COMMITTED"));
+}
+
 TEST_F(Stop, ADryRunSavesNothing) {
   const Outcome stopped =
       stop("dry", 2, {"--train.max_steps=100000", "--dry-run=100000", "--eval.every=0"}, 20);

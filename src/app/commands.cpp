@@ -82,9 +82,11 @@ ExitCode run_command(const CommandLine& command_line, const World& world) {
   } else if (command_line.command == Command::plan) {
     plan(command_line, world);
   } else if (command_line.command == Command::check) {
-    prepare(command_line, world);
+    const Prepared p = prepare(command_line, world);
+    const std::string ranks =
+        p.job->ranks == world.size() ? "" : fmt::format(" for {} ranks", p.job->ranks);
     if (world.rank() == 0)
-      fmt::print("{}: everything checked, nothing found wrong\n", command_line.input);
+      fmt::print("{}: everything checked{}, nothing found wrong\n", command_line.input, ranks);
   } else if (!command_line.dump.empty()) {
     Prepared p = prepare(command_line, world);
     world.watchdog().enter(RunPhase::load);

@@ -7,10 +7,12 @@
 #include <filesystem>
 
 #include "app/peak_flops.h"
+#include "app/progress.h"
 #include "app/run_directory.h"
 #include "app/run_numbers.h"
 #include "app/strategy_warning.h"
 #include "app/version.h"
+#include "comm/silent_collectives.h"
 #include "config/print.h"
 #include "io/file.h"
 #include "train/choose_layers_held.h"
@@ -58,7 +60,7 @@ int64_t ranks_of_run(const CommandLine& command_line, int size) {
 }
 
 void check_resumed(Prepared& p) {
-  check_same_job(*p.resumed, *p.job, *p.machine.backend);
+  const std::string changed = check_same_job(*p.resumed, *p.job, *p.machine.backend);
   const int64_t n_elem = p.trainer->model_state().layout().n_elem();
   if (const Checkpoint& c = p.resumed->checkpoint; c.n_elem() != n_elem) {
     fail(ExitCode::usage, c.path(),
@@ -68,6 +70,11 @@ void check_resumed(Prepared& p) {
   }
   p.facts.continues =
       text_of_resume(*p.resumed, fingerprint_of(*p.job, p.facts, p.policy), p.facts.ranks_of_run);
+  if (!changed.empty()) {
+    p.facts.continues =
+        fmt::format("step {} of {}; not the same run any more: {} changed, as allowed",
+                    p.resumed->checkpoint.step(), p.resumed->checkpoint.path(), changed);
+  }
 }
 
 }  // namespace
@@ -75,12 +82,14 @@ void check_resumed(Prepared& p) {
 Prepared prepare(const CommandLine& command_line, const World& world) {
   Prepared p;
   Config config;
+  const int64_t ranks_known = ranks_of_run(command_line, world.size());
+  const int ranks = ranks_known > 0 ? static_cast<int>(ranks_known) : world.size();
   world.agree("the build of utrain", build_identity());
   world.together([&] { config = read_config(command_line.input, command_line.overrides); });
   world.watchdog().set_timeout(config.run.hang_timeout);
   world.agree("the configuration", print_config(config));
   world.together([&] {
-    p.job = std::make_unique<Job>(read_job(config, world.size()));
+    p.job = std::make_unique<Job>(read_job(config, ranks));
     if (command_line.dump.empty())
       check_run_directory(config.run.dir, config.run.overwrite, command_line.dry_run > 0);
   });
@@ -95,6 +104,11 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   if (saves) p.resumed = find_checkpoint(config, world);
 
   p.machine = open_machine(config, world);
+  // Of a check for other ranks than there are: the last of those, as a plan has it.
+  if (ranks != world.size()) {
+    p.machine.node_collectives.reset();
+    p.machine.collectives = std::make_unique<SilentCollectives>(ranks - 1, ranks);
+  }
   Backend& backend = *p.machine.backend;
   const Groups groups = p.machine.groups();
   const auto fits = [&](const Arena& arena) {
@@ -133,7 +147,7 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
              p.machine.reserve_bytes(),
              p.passes_together,
              p.layers_held,
-             ranks_of_run(command_line, world.size()),
+             ranks_known,
              "",
              ""};
   if (saves) p.facts.checkpoints = text_of_checkpoints(config);
@@ -141,7 +155,7 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   if (world.rank() == 0) {
     fmt::print("{}", start_table(*p.job, p.facts, p.trainer->arena(), p.policy,
                                  p.trainer->model_state().layout()));
-    std::fflush(stdout);
+    flush_lines();
   }
   return p;
 }

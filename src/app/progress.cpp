@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 
 namespace utrain {
@@ -53,6 +55,10 @@ std::string text_of_count(double n) {
   for (auto i = static_cast<int64_t>(digits.size()) - 3; i > 0; i -= 3)
     digits.insert(static_cast<size_t>(i), ",");
   return digits;
+}
+
+void flush_lines() {
+  if (std::fflush(stdout) != 0 && errno == EPIPE) std::clearerr(stdout);
 }
 
 Progress::Progress(int64_t total_steps, int64_t every, bool every_is_given, int64_t first_step)
@@ -105,7 +111,7 @@ void Progress::evaluation(int64_t step, const EvalStats& stats) {
 void Progress::note(const std::string& text) {
   clear_bar();
   fmt::print("{}\n", text);
-  std::fflush(stdout);
+  flush_lines();
 }
 
 void Progress::busy(const std::string& what) {
@@ -118,7 +124,7 @@ void Progress::draw_bar(const std::string& text) {
   const bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1;
   const size_t columns = known ? size.ws_col - 1u : 79u;
   fmt::print("\r{}\033[K", text.substr(0, columns));
-  std::fflush(stdout);
+  flush_lines();
   bar_is_drawn_ = true;
 }
 

@@ -13,6 +13,9 @@ std::string text_of_seconds(double seconds);   // "42 s", "3:05", "2:03:05"
 std::string text_of_duration(double seconds);  // "3.4 ms", "1.25 s"
 std::string text_of_count(double n);           // "12,345"
 
+// What was printed goes out. That its reader has gone is no fault of a run (see StopSignals).
+void flush_lines();
+
 class Progress {
  public:
   // every: steps between lines; not asked for, lines in a file come at most every 10 s, and at the

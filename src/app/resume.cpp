@@ -112,7 +112,7 @@ std::optional<Resumed> find_checkpoint(const Config& config, const World& world)
   const bool is_named = config.checkpoint.resume != "auto";
   std::vector<std::string> damaged;
   const auto warn = [&](const std::string& what, const char* then) {
-    if (world.rank() == 0) fmt::print(stderr, "utrain: warning: {}{}\n", what, then);
+    if (world.rank() == 0) utrain::warn(what + then);
   };
   for (const std::string& path : paths) {
     std::optional<Resumed> resumed;
@@ -144,16 +144,19 @@ std::optional<Resumed> find_checkpoint(const Config& config, const World& world)
   return std::nullopt;
 }
 
-void check_same_job(const Resumed& resumed, const Job& job, const Backend& backend) {
+std::string check_same_job(const Resumed& resumed, const Job& job, const Backend& backend) {
   const std::string& path = resumed.checkpoint.path();
   const JsonObjectReader state(resumed.checkpoint.state(), path + "/state.json",
                                ExitCode::no_checkpoint);
   const auto& allowed = job.config.checkpoint.allow_changes;
   const Names names = std::get<Names>(find_key("checkpoint.allow_changes")->kind);
-  std::string lines;
+  std::string lines, changed;
   for (const auto& [key, then, now] :
        changed_numbers(state.at("numbers"), numbers_of(job, backend))) {
-    if (std::find(allowed.begin(), allowed.end(), key) != allowed.end()) continue;
+    if (std::find(allowed.begin(), allowed.end(), key) != allowed.end()) {
+      changed += (changed.empty() ? "" : ", ") + key;
+      continue;
+    }
     const bool may =
         std::find(names.allowed.begin(), names.allowed.end(), key) != names.allowed.end();
     lines += fmt::format(
@@ -169,6 +172,7 @@ void check_same_job(const Resumed& resumed, const Job& job, const Backend& backe
                      resumed.checkpoint.step()),
          "raise it");
   }
+  return changed;
 }
 
 std::string text_of_resume(const Resumed& resumed, const Json& fingerprint, int64_t ranks) {

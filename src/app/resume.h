@@ -35,8 +35,9 @@ std::array<double, kStepStates> optimizer_from_json(const JsonObjectReader& json
 std::optional<Resumed> find_checkpoint(const Config& config, const World& world);
 
 // Rank 0: that the job is the one the checkpoint was written by, but for what
-// checkpoint.allow_changes names. Fails with usage, one line for each value that changed.
-void check_same_job(const Resumed& resumed, const Job& job, const Backend& backend);
+// checkpoint.allow_changes names: returns which of those changed, "train.lr, train.seed". Fails with
+// usage, one line for each other value that changed.
+std::string check_same_job(const Resumed& resumed, const Job& job, const Backend& backend);
 
 // "step 50 of PATH", and in what the continuation may round differently. ranks: of the run that
 // follows, which may be others than the fingerprint's where this is but a check; 0: not known.

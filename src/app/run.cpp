@@ -137,7 +137,7 @@ void Run::print_end() {
   if (world_.rank() != 0) return;
   progress_.reset();
   fmt::print("{}{}", end_summary(*p_.job, p_.facts, *p_.trainer, totals_), how_it_stopped_);
-  std::fflush(stdout);
+  flush_lines();
 }
 
 bool Run::evaluates(int64_t step) const {
@@ -156,10 +156,10 @@ void Run::capture(int64_t step) {
     report(p_.trainer->finish_steps());
     checkpoints_->finish_between_steps();
     if (world_.rank() == 0 && !has_warned_of_saving_) {
-      fmt::print(stderr,
-                 "utrain: warning: step {}: waited {:.1f} s for the checkpoint before it; raise "
-                 "checkpoint.every (said once)\n",
-                 step, seconds_since(begin));
+      warn(
+          fmt::format("step {}: waited {:.1f} s for the checkpoint before it; raise "
+                      "checkpoint.every (said once)",
+                      step, seconds_since(begin)));
     }
     has_warned_of_saving_ = true;
   }

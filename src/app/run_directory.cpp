@@ -86,8 +86,7 @@ int64_t end_of_metrics(const std::string& path, int64_t step) {
     }
   }
   if (last < step) {
-    fmt::print(stderr, "utrain: warning: {}: lines of steps {} to {} are missing or damaged\n",
-               path, last + 1, step);
+    warn(fmt::format("{}: lines of steps {} to {} are missing or damaged", path, last + 1, step));
   }
   return static_cast<int64_t>(begin);
 }
@@ -144,10 +143,8 @@ RunLock::RunLock(const std::string& dir) : path_(dir + "/.lock") {
       close(file_);
       fail_locked(dir);
     }
-    fmt::print(stderr,
-               "utrain: warning: {}: no locks here ({}), a second job in this directory would go "
-               "unnoticed\n",
-               dir, std::strerror(error));
+    warn(fmt::format("{}: no locks here ({}), a second job in this directory would go unnoticed",
+                     dir, std::strerror(error)));
     return;
   } while (stat(path_.c_str(), &found) != 0 || fstat(file_, &held) != 0 ||
            found.st_ino != held.st_ino);
@@ -179,8 +176,8 @@ void RunDirectory::take(bool overwrite, const RunStart& start) {
     cut_metrics(dir_ + "/metrics.jsonl", start.after_step);
     for (const std::string& checkpoint : start.damaged) set_aside(checkpoint);
     for (const std::string& checkpoint : start.unused)
-      fmt::print(stderr, "utrain: warning: {}: is newer than what the run goes on from, now {}\n",
-                 checkpoint, set_aside(checkpoint));
+      warn(fmt::format("{}: is newer than what the run goes on from, now {}", checkpoint,
+                       set_aside(checkpoint)));
   } else {
     if (!start.clears_checkpoints && !list_checkpoints(folder).empty()) {
       fail(ExitCode::usage, folder, "checkpoints came to be while this run was starting",

@@ -174,10 +174,7 @@ int64_t save_adapter(const std::string& dir, const TrainableLayout& layout,
                  std::all_of(values.begin(), values.end(), [](float x) { return x == 0.0f; });
   }
   if (b_is_zero) {
-    fmt::print(stderr,
-               "utrain: warning: {}: every B is zero, the adapter changes nothing (was lr 0 in all "
-               "steps?)\n",
-               dir);
+    warn(dir + ": every B is zero, the adapter changes nothing (was lr 0 in all steps?)");
   }
   directory.keep();
   return static_cast<int64_t>(tensors.size());

@@ -1,11 +1,14 @@
 #include "app/stop.h"
 
+#include <fcntl.h>
 #include <fmt/core.h>
+#include <poll.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <charconv>
 #include <cstdlib>
 #include <ctime>
@@ -29,6 +32,18 @@ void on_signal(int signal) {
   int64_t first = 0;
   if (first_signal.compare_exchange_strong(first, ms * kNumbers + signal)) return;
   if (ms - first / kNumbers > StopSignals::kSameSignal.count()) _exit(128 + signal);
+}
+
+void on_lost_reader(int /*signal*/) {
+  const int error = errno;
+  for (const int output : {STDOUT_FILENO, STDERR_FILENO}) {
+    pollfd state = {output, 0, 0};
+    if (poll(&state, 1, 0) != 1 || (state.revents & POLLERR) == 0) continue;
+    const int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    dup2(nowhere, output);
+    close(nowhere);
+  }
+  errno = error;
 }
 
 std::string_view name_of_signal(int64_t signal) {
@@ -63,6 +78,9 @@ StopSignals::StopSignals() {
   action.sa_flags = SA_RESTART;  // reads and writes under way go on
   sigfillset(&action.sa_mask);
   for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &before_[i]);
+  if (std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr) return;
+  action.sa_handler = on_lost_reader;
+  sigaction(SIGPIPE, &action, &before_pipe_.emplace());
 }
 
 StopSignals::~StopSignals() {
@@ -77,6 +95,7 @@ void StopSignals::give_back() {
 void StopSignals::restore() {
   if (!has_them_) return;
   for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &before_[i], nullptr);
+  if (before_pipe_) sigaction(SIGPIPE, &*before_pipe_, nullptr);
   has_them_ = false;
 }
 

@@ -16,6 +16,8 @@ namespace utrain {
 // Takes the signals while it lives. main has one from its first line on: what comes while MPI starts
 // or the model is loaded is a reason at the first step. A second one within its life takes nothing
 // from it.
+//   SIGPIPE too, where no launcher reads the output: a Ctrl-C ends `| tee log` as well, and the run
+// has yet to save. Output without a reader goes to /dev/null from then on.
 class StopSignals {
  public:
   static constexpr std::chrono::milliseconds kSameSignal{200};
@@ -34,6 +36,7 @@ class StopSignals {
   void restore();
 
   std::array<struct sigaction, kSignals.size()> before_;
+  std::optional<struct sigaction> before_pipe_;
   bool has_them_ = true;
 };
 

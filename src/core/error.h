@@ -4,6 +4,7 @@
 
 #include <fmt/core.h>
 
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -36,6 +37,12 @@ class Error : public std::runtime_error {
 [[noreturn]] inline void fail(ExitCode code, std::string_view where, std::string_view what,
                               std::string_view remedy) {
   throw Error(code, fmt::format("{}: {}; {}", where, what, remedy));
+}
+
+// A line on stderr, from one rank. Where it reaches nobody the run goes on.
+inline void warn(std::string_view text) {
+  const std::string line = fmt::format("utrain: warning: {}\n", text);
+  std::fwrite(line.data(), 1, line.size(), stderr);
 }
 
 [[noreturn]] inline void fail_assert(const char* file, int line, const char* condition) {
