@@ -22,7 +22,7 @@ build: packages  ## builds ./utrain (PRESET=cpu|cuda|release|release-cuda|asan)
 run: build  ## trains the quickstart on RANKS=4 ranks, to runs/quickstart/adapter
 	$(MPIRUN) -np $(RANKS) ./utrain input/quickstart.toml --run.overwrite=true
 
-test: build tools  ## builds and passes all tests
+test: build tools  ## builds and passes all tests (as root it installs Slurm for one of them)
 	@cmake --build --preset cpu -j $(JOBS)
 	@ctest --preset cpu -j 2
 	@tools/.venv/bin/python -m unittest discover -s tests/tools
@@ -59,7 +59,7 @@ fuzz:  ## EXECS=1000000 executions of every fuzz target under libFuzzer, ASan an
 
 bundle: build  ## dist/utrain.tar.xz: runs on another Linux without installing anything (PRESET=release-cuda with GPUs)
 	@tools/packages bundle
-	@cmake --build --preset $(PRESET) --target all all_reduce_time -j $(JOBS)
+	@cmake --build --preset $(PRESET) --target all -j $(JOBS)
 	@tools/bundle build/$(PRESET) dist/utrain $$(cd build/$(PRESET) && ls -d *_test)
 
 lint:  ## rooms, arrows, formatting

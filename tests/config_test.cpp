@@ -171,7 +171,7 @@ TEST(InputFile, RequiredAndExclusiveKeys) {
     return problems(fmt::format("[model]\npath = \"{}\"", path), sound_without("model.path"));
   };
   expect_contains(of_model("owner/model"),
-                  {"does not exist", "download it first (huggingface-cli download)"});
+                  {"does not exist", "download it first (hf download ID --local-dir DIR)"});
   for (const char* path : {"/no/such", "./such", "no/such/model", "such", "such/"})
     EXPECT_EQ(of_model(path).find("download"), std::string::npos) << path;
   expect_contains(problems("[data]\ntrain = \"/dev/null/x\"", sound_without("data.train")),

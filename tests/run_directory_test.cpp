@@ -197,6 +197,16 @@ TEST_F(RunDirectoryTest, CheckWritesNothingDryRunOnlyMetrics) {
   EXPECT_EQ(curve(metrics(), "step").size(), 10u);
 }
 
+TEST_F(RunDirectoryTest, ATornSummaryIsOfNoFinishedRun) {
+  std::filesystem::create_directory(run_dir_);
+  for (const char* torn : {"", "{\"exit_code\": 0", "[]"}) {
+    write_bytes(run_dir_ + "/summary.json", torn);
+    expect_done(kAlone, {"--train.max_steps=1"});
+    EXPECT_EQ(to_text(*summary().find("exit_code")), "0");
+    std::filesystem::remove_all(run_dir_ + "/checkpoints");
+  }
+}
+
 TEST_F(RunDirectoryTest, PrintedConfigIsAnInput) {
   const Outcome printed = run(3, {"--print-config", "--train.lr=0.0123", "--data.seq_len=77"});
   ASSERT_EQ(printed.exit_code, 0) << printed.text();

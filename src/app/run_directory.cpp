@@ -116,9 +116,14 @@ bool holds_finished_run(const std::string& dir) {
   const std::string path = dir + "/summary.json";
   std::error_code error;
   if (!fs::exists(path, error)) return false;
-  const Json summary = parse_json(read_text_file(path, 64 << 20), path);
-  const Json* code = summary.is_object() ? summary.find("exit_code") : nullptr;
-  return code != nullptr && code->is_integer() && code->as_int64() == 0;
+  try {
+    const Json summary = parse_json(read_text_file(path, 64 << 20), path);
+    const Json* code = summary.is_object() ? summary.find("exit_code") : nullptr;
+    return code != nullptr && code->is_integer() && code->as_int64() == 0;
+  } catch (const Error& error) {  // of another program, or torn: no run has finished by it
+    if (error.code() != ExitCode::bad_file) throw;
+    return false;
+  }
 }
 
 void check_run_directory(const std::string& dir, bool overwrite, bool dry_run) {

@@ -298,11 +298,12 @@ void check_result(const Config& config, const std::string& file,
       const bool hub = missing && key.name == "model.path" && is_hub_name(name);
       problems.add(
           place->second,
-          fmt::format("{} {}; give an existing path, absolute or from the working directory{}",
-                      quoted(shown(name)), what,
-                      hub ? "; a model of the hub: download it first (huggingface-cli download) "
-                            "and give the directory"
-                          : ""));
+          fmt::format(
+              "{} {}; give an existing path, absolute or from the working directory{}",
+              quoted(shown(name)), what,
+              hub ? "; a model of the hub: download it first (hf download ID --local-dir DIR) "
+                    "and give the directory"
+                  : ""));
     }
   }
   for (const Exclusive& pair : exclusive_keys()) {

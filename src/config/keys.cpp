@@ -252,7 +252,9 @@ std::vector<Key> make_keys() {
       // [log]
       {.name = "log.every",
        .kind = Integer{log<&C::Log::every>, 1, kMaxSteps},
-       .doc = "steps between log lines; metrics.jsonl has every step",
+       .doc =
+           "steps between log lines; not set: on a terminal each step, above a bar, in a file one "
+           "line in 10 s at most; metrics.jsonl has every step",
        .also = "logging_steps log_interval"},
       {.name = "log.tensorboard",
        .kind = Boolean{log<&C::Log::tensorboard>},
