@@ -353,7 +353,7 @@ TEST(NoHang, ASuspendedJobGoesOn) {
   for (int r = 0; r < 4; ++r) launch.send(r, SIGSTOP);
   sleep_ms(3500);
   for (int r = 0; r < 4; ++r) launch.send(r, SIGCONT);
-  sleep_ms(300);
+  sleep_ms(1000);  // longer than a verdict needs
   write_bytes(dir / "go on", "");
   expect_no_hang(launch.wait(), 3.5);
 }
