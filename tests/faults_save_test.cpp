@@ -39,6 +39,12 @@ TEST(SaveWatch, IsSilentSinceTheLastSign) {
   EXPECT_EQ(watch.look(9.0)->silent, 0.0);
 }
 
+std::unique_ptr<FaultLaunch> start(const FaultRun& run, const std::string& faults,
+                                   const std::string& more = fmt::format("--train.max_steps={}",
+                                                                         FaultRun::kSteps)) {
+  return run.start(faults, 4, {fmt::format("--run.hang_timeout={}", kTimeoutSeconds), more});
+}
+
 // The next save is far: steps take seconds by then.
 TEST(Saves, ThatDoNotMoveAreEndedBesideTheSteps) {
   struct Save {
@@ -74,9 +80,8 @@ TEST(Saves, ThatDoNotMoveAreEndedBesideTheSteps) {
 // The last one, which the end of the run waits for.
 TEST(Saves, ThatDoNotMoveAreEndedWhereTheyAreWaitedFor) {
   FaultRun run;
-  auto launch =
-      run.start("rank=3 call=fsync path=/checkpoints/step-00000005 nth=1 do=sleep:1000", 4,
-                {fmt::format("--run.hang_timeout={}", kTimeoutSeconds), "--train.max_steps=5"});
+  auto launch = start(run, "rank=3 call=fsync path=/checkpoints/step-00000005 nth=1 do=sleep:1000",
+                      "--train.max_steps=5");
   const Outcome outcome = launch->wait(60.0);
   expect_told(outcome, 3, "shard-00003-of-00004.h5");
   expect_over_soon(*launch, outcome, kTimeoutSeconds + kMoreSeconds);
@@ -85,11 +90,10 @@ TEST(Saves, ThatDoNotMoveAreEndedWhereTheyAreWaitedFor) {
 // A disk that takes its time for each write and sync moves.
 TEST(Saves, OnASlowDiskAreNoHang) {
   FaultRun run;
-  auto launch = run.start(
-      "rank=3 call=write path=/checkpoints/step-00000005 nth=1+ do=sleep:0.15; "
-      "rank=3 call=fsync path=/checkpoints/step-00000005 nth=1+ do=sleep:1.5; "
-      "rank=0 call=file path=/checkpoints/step-00000040 nth=1+ do=sleep:0.08",
-      4, {fmt::format("--run.hang_timeout={}", kTimeoutSeconds)});
+  auto launch = start(run,
+                      "rank=3 call=write path=/checkpoints/step-00000005 nth=1+ do=sleep:0.15; "
+                      "rank=3 call=fsync path=/checkpoints/step-00000005 nth=1+ do=sleep:1.5; "
+                      "rank=0 call=file path=/checkpoints/step-00000040 nth=1+ do=sleep:0.08");
   const Outcome outcome = launch->wait(120.0);
   EXPECT_EQ(outcome.exit_code, 0) << outcome.text();
   EXPECT_GT(launch->struck().size(), 40u);
@@ -101,11 +105,10 @@ TEST(Saves, OnASlowDiskAreNoHang) {
 // Steps are slow, so that it is noticed in one and not by the next save.
 TEST(Saves, ThatFailWaitForThoseThatMove) {
   FaultRun run;
-  auto launch = run.start(
-      "rank=1 call=write path=/checkpoints/step-00000005 nth=1 do=enospc; "
-      "rank=3 call=write path=/checkpoints/step-00000005 nth=1+ do=sleep:1.5; "
-      "rank=1 call=MPI_Isend nth=60+ do=sleep:0.1",
-      4, {fmt::format("--run.hang_timeout={}", kTimeoutSeconds)});
+  auto launch = start(run,
+                      "rank=1 call=write path=/checkpoints/step-00000005 nth=1 do=enospc; "
+                      "rank=3 call=write path=/checkpoints/step-00000005 nth=1+ do=sleep:1.5; "
+                      "rank=1 call=MPI_Isend nth=60+ do=sleep:0.1");
   const Outcome outcome = launch->wait(60.0);
   EXPECT_EQ(outcome.exit_code, 74) << outcome.text();
   EXPECT_NE(outcome.err.find("shard-00001-of-00004.h5"), std::string::npos) << outcome.text();

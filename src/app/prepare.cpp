@@ -77,6 +77,36 @@ void check_resumed(Prepared& p) {
   }
 }
 
+// What of policy, passes and gathered layers the memory allows, on all ranks alike.
+void make_trainer(Prepared& p, const World& world) {
+  Backend& backend = *p.machine.backend;
+  const Groups groups = p.machine.groups();
+  const auto fits = [&](const Arena& arena) {
+    return arena.bytes() <= p.machine.memory_budget && host_memory_holds(arena, p.machine);
+  };
+  // The least of all ranks' answers.
+  const auto agreed = [&](const std::function<int64_t()>& choose) {
+    int64_t chosen = 0;
+    world.together([&] { chosen = choose(); });
+    const std::vector<double> all = world.gather(static_cast<double>(chosen));
+    return static_cast<int64_t>(*std::min_element(all.begin(), all.end()));
+  };
+  p.passes_together = agreed([&] {
+    p.policy = choose_recompute(*p.job, backend, groups, p.machine.memory_budget);
+    return choose_passes(*p.job, backend, groups, p.policy, fits);
+  });
+  p.layers_held = agreed([&] {
+    if (p.machine.gpus.empty()) return kFewestLayersHeld;
+    return choose_layers_held(*p.job, backend, groups, p.policy, p.passes_together, fits);
+  });
+  world.together([&] {
+    if (world.rank() == 0) warn_of_strategy(p, world.n_nodes());
+    p.trainer = std::make_unique<Trainer>(*p.job, backend, groups, p.policy, p.passes_together,
+                                          p.layers_held);
+    check_host_memory(p.trainer->arena(), p.machine);
+  });
+}
+
 }  // namespace
 
 Prepared prepare(const CommandLine& command_line, const World& world) {
@@ -109,35 +139,10 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
     p.machine.node_collectives.reset();
     p.machine.collectives = std::make_unique<SilentCollectives>(ranks - 1, ranks);
   }
-  Backend& backend = *p.machine.backend;
-  const Groups groups = p.machine.groups();
-  const auto fits = [&](const Arena& arena) {
-    return arena.bytes() <= p.machine.memory_budget && host_memory_holds(arena, p.machine);
-  };
-  // The least of all ranks' answers.
-  const auto agreed = [&](const std::function<int64_t()>& choose) {
-    int64_t chosen = 0;
-    world.together([&] { chosen = choose(); });
-    const std::vector<double> all = world.gather(static_cast<double>(chosen));
-    return static_cast<int64_t>(*std::min_element(all.begin(), all.end()));
-  };
-  p.passes_together = agreed([&] {
-    p.policy = choose_recompute(*p.job, backend, groups, p.machine.memory_budget);
-    return choose_passes(*p.job, backend, groups, p.policy, fits);
-  });
-  p.layers_held = agreed([&] {
-    if (p.machine.gpus.empty()) return kFewestLayersHeld;
-    return choose_layers_held(*p.job, backend, groups, p.policy, p.passes_together, fits);
-  });
-  world.together([&] {
-    if (world.rank() == 0) warn_of_strategy(p, world.n_nodes());
-    p.trainer = std::make_unique<Trainer>(*p.job, backend, groups, p.policy, p.passes_together,
-                                          p.layers_held);
-    check_host_memory(p.trainer->arena(), p.machine);
-  });
+  make_trainer(p, world);
   p.trainer->set_progress([&world] { world.watchdog().progress(); });
   p.facts = {p.machine.description,
-             backend.dtype(),
+             p.machine.backend->dtype(),
              world.size(),
              world.n_nodes(),
              world.hosts(),
