@@ -55,7 +55,8 @@ bool tensor_cores_take(int64_t D, const Tensors&... tensors) {
 
 void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
                        const Tensor& v, const TokenBatch& batch, const AttentionShape& shape,
-                       cudaStream_t stream) {
+                       const AttentionDevice& device) {
+  const cudaStream_t stream = device.stream;
   const int64_t N = batch.n_rows, Hq = shape.Hq, Hkv = shape.Hkv, D = shape.D;
   check_shape(shape);
   ASSERT(out.rows == N && q.rows == N && k.rows == N && v.rows == N && lse.rows == N);
@@ -80,7 +81,10 @@ void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, co
                                .D = static_cast<int>(D),
                                .scale = static_cast<float>(shape.scale)};
     if constexpr (sizeof(T) == 2) {
-      if (tensor_cores_take<T>(D, out, q, k, v)) return attention_forward_mma(x, stream);
+      if (tensor_cores_take<T>(D, out, q, k, v)) {
+        if (device.hopper != nullptr) return attention_forward_wgmma(x, *device.hopper, stream);
+        return attention_forward_mma(x, stream);
+      }
     }
     attention_forward_fma(x, stream);
   });
@@ -88,8 +92,9 @@ void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, co
 
 void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& dout,
                         const AttentionPast& past, const TokenBatch& batch,
-                        const AttentionShape& shape, cudaStream_t stream) {
+                        const AttentionShape& shape, const AttentionDevice& device) {
   const Tensor &qkv = past.qkv, &out = past.out, &lse = past.lse;
+  const cudaStream_t stream = device.stream;
   const int64_t N = batch.n_rows, Hq = shape.Hq, Hkv = shape.Hkv, D = shape.D;
   check_shape(shape);
   ASSERT(dqkv.rows == N && qkv.rows == N && dout.rows == N && out.rows == N && lse.rows == N &&
@@ -128,7 +133,10 @@ void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& d
                                                 out.as<T>(), out.ld, N, x.Hq, x.D);
     CUDA_LAUNCH_CHECK();
     if constexpr (sizeof(T) == 2) {
-      if (tensor_cores_take<T>(D, dqkv, dout, qkv)) return attention_backward_mma(x, stream);
+      if (tensor_cores_take<T>(D, dqkv, dout, qkv)) {
+        if (device.hopper != nullptr) return attention_backward_wgmma(x, *device.hopper, stream);
+        return attention_backward_mma(x, stream);
+      }
     }
     attention_backward_fma(x, stream);
   });

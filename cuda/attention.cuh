@@ -9,6 +9,7 @@
 
 #include "backend.h"
 #include "mma.cuh"
+#include "ops.h"
 #include "types.cuh"
 
 namespace utrain::cuda {
@@ -60,6 +61,11 @@ template <class T>
 void attention_forward_mma(const ForwardOperands<T>& x, cudaStream_t stream);
 template <class T>
 void attention_backward_mma(const BackwardOperands<T>& x, cudaStream_t stream);
+// The same on Hopper.
+template <class T>
+void attention_forward_wgmma(const ForwardOperands<T>& x, const Hopper& gpu, cudaStream_t stream);
+template <class T>
+void attention_backward_wgmma(const BackwardOperands<T>& x, const Hopper& gpu, cudaStream_t stream);
 // Any T, any D up to 256, any ld.
 template <class T>
 void attention_forward_fma(const ForwardOperands<T>& x, cudaStream_t stream);
@@ -210,6 +216,11 @@ struct WarpView {
   __device__ bool all_of(int first, int last) const {
     return first >= of_last.first && last <= of_first.last;
   }
+  // The tiles of kColumns that some of them see. Precondition: exists.
+  template <int kColumns>
+  __device__ Interval tiles() const {
+    return {of_first.first / kColumns, of_last.last / kColumns};
+  }
 };
 
 // s = -inf where the column is not visible from the row.
@@ -233,5 +244,72 @@ __device__ __forceinline__ void hide(float (&s)[kM][kN][4], int first_row, int f
     }
   }
 }
+
+// ---- softmax of rows whose scores come in tiles
+
+// Of four lanes that hold the same rows.
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+// Of this lane's rows g, g + 8 of each m. sum: over this lane's columns alone.
+template <int kM, int kN>
+struct Softmax {
+  float largest[kM][2], sum[kM][2], shrink[kM][2];
+
+  __device__ Softmax() {
+    for (int m = 0; m < kM; ++m) {
+      largest[m][0] = largest[m][1] = -INFINITY;
+      sum[m][0] = sum[m][1] = 0.0f;
+    }
+  }
+
+  // s = 2^(scale_log2 s - the largest so far).
+  __device__ __forceinline__ void update(float (&s)[kM][kN][4], float scale_log2) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float found = largest[m][half];
+#pragma unroll
+        for (int n = 0; n < kN; ++n)
+          found = fmaxf(found, fmaxf(s[m][n][half * 2], s[m][n][half * 2 + 1]));
+        found = quad_max(found);
+        // A row that has seen no key yet.
+        const float shift = found == -INFINITY ? 0.0f : found * scale_log2;
+        shrink[m][half] = exp2_fast(largest[m][half] * scale_log2 - shift);
+        largest[m][half] = found;
+        float total = 0.0f;
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+#pragma unroll
+          for (int e = half * 2; e < half * 2 + 2; ++e) {
+            s[m][n][e] = exp2_fast(fmaf(s[m][n][e], scale_log2, -shift));
+            total += s[m][n][e];
+          }
+        }
+        sum[m][half] = sum[m][half] * shrink[m][half] + total;
+      }
+    }
+  }
+
+  // What was summed before the last update, by its largest.
+  template <int kColumns>
+  __device__ __forceinline__ void shrink_sums(float (&o)[kM][kColumns][4]) const {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) o[m][n][e] *= shrink[m][e / 2];
+      }
+    }
+  }
+};
 
 }  // namespace utrain::cuda

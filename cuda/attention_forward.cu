@@ -18,64 +18,6 @@ constexpr int kM = 2, kN = kKeys / 8;  // a warp's scores: 16 kM queries, 8 kN k
 template <int D>
 constexpr int kSharedBytes = (kQueries + 2 * 2 * kKeys) * D * 2;
 
-// Of four lanes that hold the same rows.
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
-// Of this lane's rows g, g + 8 of each m. sum: over this lane's columns alone.
-struct Softmax {
-  float largest[kM][2], sum[kM][2];
-
-  __device__ Softmax() {
-    for (int m = 0; m < kM; ++m) {
-      largest[m][0] = largest[m][1] = -INFINITY;
-      sum[m][0] = sum[m][1] = 0.0f;
-    }
-  }
-
-  // s = 2^(scale_log2 s - the largest so far); what is in o shrinks accordingly.
-  template <int kColumns>
-  __device__ __forceinline__ void update(float (&s)[kM][kN][4], float (&o)[kM][kColumns][4],
-                                         float scale_log2) {
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float found = largest[m][half];
-#pragma unroll
-        for (int n = 0; n < kN; ++n)
-          found = fmaxf(found, fmaxf(s[m][n][half * 2], s[m][n][half * 2 + 1]));
-        found = quad_max(found);
-        // A row that has seen no key yet.
-        const float shift = found == -INFINITY ? 0.0f : found * scale_log2;
-        const float shrink = exp2_fast(largest[m][half] * scale_log2 - shift);
-        largest[m][half] = found;
-        float total = 0.0f;
-#pragma unroll
-        for (int n = 0; n < kN; ++n) {
-#pragma unroll
-          for (int e = half * 2; e < half * 2 + 2; ++e) {
-            s[m][n][e] = exp2_fast(fmaf(s[m][n][e], scale_log2, -shift));
-            total += s[m][n][e];
-          }
-        }
-        sum[m][half] = sum[m][half] * shrink + total;
-#pragma unroll
-        for (int n = 0; n < kColumns; ++n) {
-          o[m][n][half * 2] *= shrink;
-          o[m][n][half * 2 + 1] *= shrink;
-        }
-      }
-    }
-  }
-};
-
 template <class T, int D>
 __global__ void __launch_bounds__(kThreads, D == 64 ? 3 : 2)
     attention_forward_kernel(const __grid_constant__ ForwardOperands<T> x) {
@@ -106,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, D == 64 ? 3 : 2)
   const uint32_t warp_tile = q_tile + warp * kM * 16 * D * 2;
   const uint32_t q_place = warp_tile + place_of_a<D>();
   const float scale_log2 = x.scale * kLog2e;
-  Softmax softmax;
+  Softmax<kM, kN> softmax;
   float o[kM][D / 8][4] = {};
   for (int tile = first_tile; tile <= last_tile; ++tile) {
     // The tile has come, and no warp reads the one before any more: its place is free.
@@ -120,7 +62,8 @@ __global__ void __launch_bounds__(kThreads, D == 64 ? 3 : 2)
     multiply_nt<T, D>(s, q_place, k_tiles + tile % 2 * kKeyTile + place_of_b<D>());
     if (!view.all_of(first_key, first_key + kKeys - 1))
       hide(s, warp_query, first_key, n_rows, keys_of);
-    softmax.update(s, o, scale_log2);
+    softmax.update(s, scale_log2);
+    softmax.shrink_sums(o);
     uint32_t p[kM][kN / 2][4];
     to_fragments<T>(p, s);
     multiply_nn<T, D>(o, p, v_tiles + tile % 2 * kKeyTile + place_of_a<D>());

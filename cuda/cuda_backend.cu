@@ -23,10 +23,22 @@
 namespace utrain {
 namespace {
 
+int attribute(int device, cudaDeviceAttr name) {
+  int value = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
+  return value;
+}
+int multiprocessors_of(int device) {
+  return attribute(device, cudaDevAttrMultiProcessorCount);
+}
+bool is_hopper(int device) {
+  return attribute(device, cudaDevAttrComputeCapabilityMajor) == 9;
+}
+
 class CudaBackend : public Backend {
  public:
   // The device is current in this thread.
-  explicit CudaBackend(DType dtype)
+  CudaBackend(DType dtype, int device, const CudaOptions& options)
       : dtype_(dtype),
         owned_stream_(cuda::make_stream()),
         stream_(owned_stream_.get()),
@@ -36,7 +48,10 @@ class CudaBackend : public Backend {
         uploads_(stream_),
         small_downloads_(stream_),
         copies_(stream_),
-        moments_(stream_) {}
+        moments_(stream_),
+        next_item_(cuda::make_device_memory(sizeof(int))),
+        hopper_{multiprocessors_of(device), static_cast<int*>(next_item_.get())},
+        attention_device_{stream_, options.hopper && is_hopper(device) ? &hopper_ : nullptr} {}
   ~CudaBackend() override { cudaDeviceSynchronize(); }
 
   std::string name() const override { return "cuda"; }
@@ -121,12 +136,12 @@ class CudaBackend : public Backend {
   void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
                          const Tensor& v, const TokenBatch& batch,
                          const AttentionShape& shape) override {
-    cuda::attention_forward(out, lse, q, k, v, batch, shape, stream_);
+    cuda::attention_forward(out, lse, q, k, v, batch, shape, attention_device_);
   }
   void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& dout,
                           const Tensor& out, const Tensor& lse, const Tensor& qkv,
                           const TokenBatch& batch, const AttentionShape& shape) override {
-    cuda::attention_backward(dqkv, delta, dout, {qkv, out, lse}, batch, shape, stream_);
+    cuda::attention_backward(dqkv, delta, dout, {qkv, out, lse}, batch, shape, attention_device_);
   }
 
   void swiglu_forward(const Tensor& act, const Tensor& gate_up) override {
@@ -175,6 +190,9 @@ class CudaBackend : public Backend {
   cuda::SmallDownloads small_downloads_;
   cuda::Copies copies_;
   cuda::Moments moments_;
+  cuda::DeviceMemory next_item_;
+  cuda::Hopper hopper_;
+  cuda::AttentionDevice attention_device_;
   std::vector<cuda::DeviceMemory> memory_;
 };
 
@@ -186,13 +204,13 @@ cudaStream_t cuda::stream_of(const Backend& backend) {
   return of_a_gpu->stream();
 }
 
-std::unique_ptr<Backend> make_cuda_backend(DType dtype, int device) {
+std::unique_ptr<Backend> make_cuda_backend(DType dtype, int device, const CudaOptions& options) {
   if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16) {
     fail(ExitCode::usage, "model.dtype", fmt::format("{} on a GPU", name_of(dtype)),
          "set model.dtype = \"bfloat16\", \"float16\" or \"float32\"");
   }
   cuda::open_gpu(device);
-  return std::make_unique<CudaBackend>(dtype);
+  return std::make_unique<CudaBackend>(dtype, device, options);
 }
 
 }  // namespace utrain

@@ -16,7 +16,7 @@ bool cuda_is_built() {
   return false;
 }
 
-std::unique_ptr<Backend> make_cuda_backend(DType, int) {
+std::unique_ptr<Backend> make_cuda_backend(DType, int, const CudaOptions&) {
   fail_without_cuda();
 }
 

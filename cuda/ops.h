@@ -36,16 +36,26 @@ void rope_forward(const Tensor& x, const Tensor& cos_sin, int64_t D, const Token
 void rope_backward(const Tensor& dx, const Tensor& cos_sin, int64_t D, const TokenBatch& batch,
                    cudaStream_t stream);
 
+// What its own attention kernels need of a GPU of Hopper (compute capability 9.0).
+struct Hopper {
+  int n_multiprocessors;
+  int* next_item;  // in device memory; of one kernel at a time
+};
+// hopper: null on other GPUs.
+struct AttentionDevice {
+  cudaStream_t stream;
+  const Hopper* hopper;
+};
 void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
                        const Tensor& v, const TokenBatch& batch, const AttentionShape& shape,
-                       cudaStream_t stream);
+                       const AttentionDevice& device);
 // What attention_forward read and made.
 struct AttentionPast {
   const Tensor &qkv, &out, &lse;
 };
 void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& dout,
                         const AttentionPast& past, const TokenBatch& batch,
-                        const AttentionShape& shape, cudaStream_t stream);
+                        const AttentionShape& shape, const AttentionDevice& device);
 
 void swiglu_forward(const Tensor& act, const Tensor& gate_up, cudaStream_t stream);
 void swiglu_backward(const Tensor& dgate_up, const Tensor& dact, const Tensor& gate_up,

@@ -59,15 +59,16 @@ constexpr Bounds kGradientBounds = {tolerance::kFloatCudaAttention,
 constexpr Bounds kLargeScoreBounds = {tolerance::kFloatLargeScores, tolerance::kBf16LargeScores,
                                       tolerance::kF16LargeScores};
 
-void expect_right(Attention attention, DType dtype, int64_t padding, const Bounds& bounds) {
+void expect_right(Attention attention, DType dtype, int64_t padding, const Bounds& bounds,
+                  const CudaOptions& options) {
   const AttentionShape& shape = attention.shape;
-  SCOPED_TRACE(fmt::format("{} rows, {}/{} heads, D {}, window {}, {}, padding {}",
+  SCOPED_TRACE(fmt::format("{} rows, {}/{} heads, D {}, window {}, {}, padding {}, {} kernels",
                            attention.qkv.rows, shape.Hq, shape.Hkv, shape.D, shape.window,
-                           name_of(dtype), padding));
+                           name_of(dtype), padding, options.hopper ? "Hopper's" : "general"));
   attention.qkv = rounded(dtype, attention.qkv);
   attention.dout = rounded(dtype, attention.dout);
   const Attention::Result wanted = attention.run(Operands(DType::f64));
-  const Attention::Result found = attention.run(CudaOperands(dtype, padding));
+  const Attention::Result found = attention.run(CudaOperands(dtype, padding, options));
   expect_close(found.out, wanted.out, cuda_bound(dtype, bounds.f32));
   // From exact products of the inputs, in float32 whatever T is.
   expect_close(found.lse, wanted.lse, bounds.f32);
@@ -82,7 +83,10 @@ void expect_right(Attention attention, DType dtype, int64_t padding, const Bound
 
 void expect_right_everywhere(const Attention& attention, const Bounds& bounds = kGradientBounds) {
   for (const DType dtype : kCudaDTypes) {
-    for (const int64_t padding : kCudaPaddings) expect_right(attention, dtype, padding, bounds);
+    for (const int64_t padding : kCudaPaddings) {
+      for (const bool hopper : {true, false})
+        expect_right(attention, dtype, padding, bounds, {.hopper = hopper});
+    }
   }
 }
 

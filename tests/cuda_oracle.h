@@ -43,8 +43,8 @@ inline double cuda_bound(DType dtype, double float_bound) {
 
 class CudaOperands {
  public:
-  explicit CudaOperands(DType dtype, int64_t padding = 3)
-      : backend_(make_cuda_backend(dtype)), padding_(padding) {}
+  explicit CudaOperands(DType dtype, int64_t padding = 3, const CudaOptions& options = {})
+      : backend_(make_cuda_backend(dtype, 0, options)), padding_(padding) {}
   Backend& backend() { return *backend_; }
 
   Tensor input(const Matrix& x, DType dtype) {

@@ -1,9 +1,8 @@
 // Times the attention kernels: median of 20 runs of each shape, in ms and TFLOP/s of the model: two
 // products forward, five backward, of the pairs that see each other. What is computed twice or
-// hidden by the mask does not count.
-//   nvcc -std=c++20 -O3 -arch=sm_90 -DFMT_USE_CONSTEXPR=1 -Isrc -Icuda -o attention_time
-//     tools/kernel_lab/attention_time.cu cuda/attention.cu cuda/attention_forward.cu
-//     cuda/attention_backward.cu cuda/attention_fma.cu -lfmt
+// hidden by the mask does not count. On a GPU of Hopper: of its own kernels, then of the general ones.
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DFMT_USE_CONSTEXPR=1 -Isrc -Icuda
+//     -o attention_time tools/kernel_lab/attention_time.cu cuda/attention*.cu cuda/tile_map.cu -lfmt
 //   ./attention_time [runs of each shape]
 #include <algorithm>
 #include <cmath>
@@ -95,7 +94,7 @@ double median_ms(int n_runs, const Run& run) {
   return times[n_runs / 2];
 }
 
-void time_shape(const Shape& s, int n_runs) {
+void time_shape(const Shape& s, int n_runs, const AttentionDevice& device) {
   std::vector<int32_t> begin, end;
   double n_pairs = 0.0;
   for (const int length : s.documents) {
@@ -125,17 +124,17 @@ void time_shape(const Shape& s, int n_runs) {
 
   const double forward_ms = median_ms(n_runs, [&] {
     attention_forward(out, lse, qkv.columns(0, q), qkv.columns(q, kv), qkv.columns(q + kv, kv),
-                      batch, shape, nullptr);
+                      batch, shape, device);
   });
   const double backward_ms = median_ms(
-      n_runs, [&] { attention_backward(dqkv, delta, dout, {qkv, out, lse}, batch, shape, nullptr); });
+      n_runs, [&] { attention_backward(dqkv, delta, dout, {qkv, out, lse}, batch, shape, device); });
   const double tflop = 4e-12 * n_pairs * s.Hq * s.D;
   std::printf("%-34s %-8s forward %8.3f ms %6.1f TFLOP/s   backward %8.3f ms %6.1f TFLOP/s\n",
               s.name, s.dtype == DType::f32 ? "float32" : "bfloat16", forward_ms,
               tflop / forward_ms * 1e3, backward_ms, 2.5 * tflop / backward_ms * 1e3);
 }
 
-void time_all(int n_runs) {
+void time_all(int n_runs, const AttentionDevice& device) {
   std::mt19937 engine(1);
   std::vector<int> packed;
   for (int left = 8192; left > 0; left -= packed.back()) {
@@ -150,7 +149,7 @@ void time_all(int n_runs) {
         Shape{"packed 50..1049, D 128", packed, 32, 8, 128, 0, DType::bf16},
         Shape{"2 x 4096, 32/8 heads, D 96", {4096, 4096}, 32, 8, 96, 0, DType::bf16},
         Shape{"2 x 1024, 32/8 heads, D 128", {1024, 1024}, 32, 8, 128, 0, DType::f32}}) {
-    time_shape(shape, n_runs);
+    time_shape(shape, n_runs, device);
   }
 }
 
@@ -159,7 +158,16 @@ void time_all(int n_runs) {
 
 int main(int argc, char** argv) {
   try {
-    utrain::cuda::time_all(argc > 1 ? std::max(1, std::atoi(argv[1])) : 20);
+    const int n_runs = argc > 1 ? std::max(1, std::atoi(argv[1])) : 20;
+    cudaDeviceProp gpu;
+    CUDA_CHECK(cudaGetDeviceProperties(&gpu, 0));
+    int* next_item = nullptr;
+    CUDA_CHECK(cudaMalloc(&next_item, sizeof(int)));
+    const utrain::cuda::Hopper hopper{gpu.multiProcessorCount, next_item};
+    if (gpu.major == 9) utrain::cuda::time_all(n_runs, {nullptr, &hopper});
+    std::puts("general kernels");
+    utrain::cuda::time_all(n_runs, {nullptr, nullptr});
+    CUDA_CHECK(cudaFree(next_item));
   } catch (const std::exception& e) {
     std::fprintf(stderr, "attention_time: %s\n", e.what());
     return 1;
