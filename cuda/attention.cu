@@ -1,6 +1,7 @@
 // Causal attention inside each document: who computes it, and delta = sum(dout * out)
-//   attention_forward.cu, attention_backward.cu   tensor cores: bfloat16 and float16, D 64 and 128,
-//                                                 aligned rows
+//   attention_{forward,dq,dkdv}_wgmma.cu          Hopper: bfloat16 and float16, D 64 and 128, aligned
+//                                                 rows
+//   attention_forward.cu, attention_backward.cu   the same on tensor cores of other GPUs
 //   attention_fma.cu                              everything else
 //   lse and delta [N, Hq] are float32.                         CPU twin: src/cpu/attention.h
 #include "attention.cuh"
@@ -82,8 +83,8 @@ void attention_forward(const Tensor& out, const Tensor& lse, const Tensor& q, co
                                .scale = static_cast<float>(shape.scale)};
     if constexpr (sizeof(T) == 2) {
       if (tensor_cores_take<T>(D, out, q, k, v)) {
-        if (device.hopper != nullptr) return attention_forward_wgmma(x, *device.hopper, stream);
-        return attention_forward_mma(x, stream);
+        if (device.hopper == nullptr) return attention_forward_mma(x, stream);
+        return attention_forward_wgmma(x, *device.hopper, stream);
       }
     }
     attention_forward_fma(x, stream);
@@ -134,8 +135,9 @@ void attention_backward(const Tensor& dqkv, const Tensor& delta, const Tensor& d
     CUDA_LAUNCH_CHECK();
     if constexpr (sizeof(T) == 2) {
       if (tensor_cores_take<T>(D, dqkv, dout, qkv)) {
-        if (device.hopper != nullptr) return attention_backward_wgmma(x, *device.hopper, stream);
-        return attention_backward_mma(x, stream);
+        if (device.hopper == nullptr) return attention_backward_mma(x, stream);
+        attention_dq_wgmma(x, *device.hopper, stream);
+        return attention_dkdv_wgmma(x, stream);
       }
     }
     attention_backward_fma(x, stream);

@@ -65,7 +65,9 @@ void attention_backward_mma(const BackwardOperands<T>& x, cudaStream_t stream);
 template <class T>
 void attention_forward_wgmma(const ForwardOperands<T>& x, const Hopper& gpu, cudaStream_t stream);
 template <class T>
-void attention_backward_wgmma(const BackwardOperands<T>& x, const Hopper& gpu, cudaStream_t stream);
+void attention_dq_wgmma(const BackwardOperands<T>& x, const Hopper& gpu, cudaStream_t stream);
+template <class T>
+void attention_dkdv_wgmma(const BackwardOperands<T>& x, cudaStream_t stream);
 // Any T, any D up to 256, any ld.
 template <class T>
 void attention_forward_fma(const ForwardOperands<T>& x, cudaStream_t stream);

@@ -49,7 +49,7 @@ class CudaBackend : public Backend {
         small_downloads_(stream_),
         copies_(stream_),
         moments_(stream_),
-        next_item_(cuda::make_device_memory(sizeof(int))),
+        next_item_(cuda::make_device_memory(cuda::Hopper::kReserveBytes)),
         hopper_{multiprocessors_of(device), static_cast<int*>(next_item_.get())},
         attention_device_{stream_, options.hopper && is_hopper(device) ? &hopper_ : nullptr} {}
   ~CudaBackend() override { cudaDeviceSynchronize(); }
@@ -60,8 +60,9 @@ class CudaBackend : public Backend {
   DType loss_dtype() const override { return DType::f64; }
   int64_t row_multiple() const override { return kCudaRowMultiple; }
   int64_t reserve_bytes() const override {
-    static_assert(kCudaReserveBytes ==
-                  cuda::Blas::kWorkspaceBytes + cuda::CrossEntropy::kReserveBytes);
+    static_assert(kCudaReserveBytes == cuda::Blas::kWorkspaceBytes +
+                                           cuda::CrossEntropy::kReserveBytes +
+                                           cuda::Hopper::kReserveBytes);
     return kCudaReserveBytes;
   }
 

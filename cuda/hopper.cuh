@@ -13,9 +13,11 @@
 
 #include <cstdint>
 
+#include "tile_map.h"
+
 namespace utrain::cuda {
 
-inline constexpr int kPanelColumns = 64, kPanelRowBytes = 128, kTileAlignment = 1024;
+inline constexpr int kPanelRowBytes = kPanelColumns * 2, kTileAlignment = 1024;
 
 // ---- barriers: a phase ends when `arrivals` have come and all bytes that they announced
 
@@ -108,56 +110,62 @@ __device__ __forceinline__ void wait_for_products(Sums&... c) {
   (pin(c), ...);
 }
 
-// multiply_rows:    c [64, 8 kN] = or += A B', both operands of rows in shared memory
-// multiply_columns: c [64, 8 kN] += A B, A in registers, B of columns
+// Sums [64, 8 kN] in float32.
+//   multiply_rows<kAdd>  c = or += A B', both operands of rows in shared memory
+//   multiply_columns     c += A B, A in registers, B of columns
 template <class T, int kN>
 struct Products;
 
-#define UTRAIN_SUMS_8(c, n)                                                             \
-  "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3]), "+f"(c[n + 1][0]),        \
-      "+f"(c[n + 1][1]), "+f"(c[n + 1][2]), "+f"(c[n + 1][3])
-#define UTRAIN_SUMS_32(c, n) \
-  UTRAIN_SUMS_8(c, n), UTRAIN_SUMS_8(c, n + 2), UTRAIN_SUMS_8(c, n + 4), UTRAIN_SUMS_8(c, n + 6)
-#define UTRAIN_SUMS_64(c, n) UTRAIN_SUMS_32(c, n), UTRAIN_SUMS_32(c, n + 8)
-#define UTRAIN_NAMES_32                                                                          \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "   \
+// The assembler wants every register by its name: of c[n] and its next neighbours.
+#define SUMS_4(c, n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
+#define SUMS_16(c, n) SUMS_4(c, n), SUMS_4(c, n + 1), SUMS_4(c, n + 2), SUMS_4(c, n + 3)
+#define SUMS_32(c, n) SUMS_16(c, n), SUMS_16(c, n + 4)
+#define SUMS_64(c, n) SUMS_32(c, n), SUMS_32(c, n + 8)
+#define NAMES_32                                                                               \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
   "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define UTRAIN_NAMES_64                                                                          \
-  UTRAIN_NAMES_32                                                                                \
+#define NAMES_64                                                                                 \
+  NAMES_32                                                                                       \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
   "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-
-#define UTRAIN_PRODUCTS(T, type, kN, size, names, sums, i0, i1, i2, i3, i4, i5)                   \
-  template <>                                                                                    \
-  struct Products<T, kN> {                                                                       \
-    template <bool kAdd>                                                                         \
-    __device__ static __forceinline__ void multiply_rows(float (&c)[kN][4], uint64_t a,          \
-                                                         uint64_t b) {                           \
-      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " i2                                    \
-                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" size "k16.f32." type "." type       \
-                   " {" names "}, " i0 ", " i1 ", add, 1, 1, 0, 0;\n}"                           \
-                   : sums                                                                        \
-                   : "l"(a), "l"(b), "n"(int{kAdd}));                                            \
-    }                                                                                            \
-    __device__ static __forceinline__ void multiply_columns(float (&c)[kN][4],                   \
+// i0 to i5: the names after the sums'.
+#define PRODUCTS(T, type, kN, columns, names, sums, i0, i1, i2, i3, i4, i5)                       \
+  template <>                                                                                     \
+  struct Products<T, kN> {                                                                        \
+    template <bool kAdd>                                                                          \
+    __device__ static __forceinline__ void multiply_rows(float (&c)[kN][4], uint64_t a,           \
+                                                         uint64_t b) {                            \
+      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " i2                                     \
+                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type     \
+                   " {" names "}, " i0 ", " i1 ", add, 1, 1, 0, 0;\n}"                            \
+                   : sums                                                                         \
+                   : "l"(a), "l"(b), "n"(int{kAdd}));                                             \
+    }                                                                                             \
+    __device__ static __forceinline__ void multiply_columns(float (&c)[kN][4],                    \
                                                             const uint32_t (&a)[4], uint64_t b) { \
-      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " i5                                    \
-                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" size "k16.f32." type "." type       \
-                   " {" names "}, {" i0 ", " i1 ", " i2 ", " i3 "}, " i4 ", add, 1, 1, 1;\n}"    \
-                   : sums                                                                        \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(1));                \
-    }                                                                                            \
+      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " i5                                     \
+                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type     \
+                   " {" names "}, {" i0 ", " i1 ", " i2 ", " i3 "}, " i4 ", add, 1, 1, 1;\n}"     \
+                   : sums                                                                         \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(1));                 \
+    }                                                                                             \
   };
-#define UTRAIN_PRODUCTS_64(T, type)                                                               \
-  UTRAIN_PRODUCTS(T, type, 8, "64", UTRAIN_NAMES_32, UTRAIN_SUMS_32(c, 0), "%32", "%33", "%34",   \
-                  "%35", "%36", "%37")
-#define UTRAIN_PRODUCTS_128(T, type)                                                              \
-  UTRAIN_PRODUCTS(T, type, 16, "128", UTRAIN_NAMES_64,                                            \
-                  UTRAIN_SUMS_64(c, 0), "%64", "%65", "%66", "%67",    \
-                  "%68", "%69")
-UTRAIN_PRODUCTS_64(__nv_bfloat16, "bf16")
-UTRAIN_PRODUCTS_64(__half, "f16")
-UTRAIN_PRODUCTS_128(__nv_bfloat16, "bf16")
-UTRAIN_PRODUCTS_128(__half, "f16")
+#define PRODUCTS_64(T, type) \
+  PRODUCTS(T, type, 8, "64", NAMES_32, SUMS_32(c, 0), "%32", "%33", "%34", "%35", "%36", "%37")
+#define PRODUCTS_128(T, type) \
+  PRODUCTS(T, type, 16, "128", NAMES_64, SUMS_64(c, 0), "%64", "%65", "%66", "%67", "%68", "%69")
+PRODUCTS_64(__nv_bfloat16, "bf16")
+PRODUCTS_64(__half, "f16")
+PRODUCTS_128(__nv_bfloat16, "bf16")
+PRODUCTS_128(__half, "f16")
+#undef SUMS_4
+#undef SUMS_16
+#undef SUMS_32
+#undef SUMS_64
+#undef NAMES_32
+#undef NAMES_64
+#undef PRODUCTS
+#undef PRODUCTS_64
+#undef PRODUCTS_128
 
 }  // namespace utrain::cuda

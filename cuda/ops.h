@@ -38,6 +38,7 @@ void rope_backward(const Tensor& dx, const Tensor& cos_sin, int64_t D, const Tok
 
 // What its own attention kernels need of a GPU of Hopper (compute capability 9.0).
 struct Hopper {
+  static constexpr int64_t kReserveBytes = sizeof(int);
   int n_multiprocessors;
   int* next_item;  // in device memory; of one kernel at a time
 };

@@ -11,7 +11,7 @@ CUtensorMap tile_map(const void* x, DType dtype, int64_t n_rows, int64_t n_cols,
   ASSERT(encode != nullptr);
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(n_cols), static_cast<cuuint64_t>(n_rows)};
   const cuuint64_t row_bytes[] = {static_cast<cuuint64_t>(ld) * 2};
-  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(tile_rows)}, steps[] = {1, 1};
+  const cuuint32_t box[] = {kPanelColumns, static_cast<cuuint32_t>(tile_rows)}, steps[] = {1, 1};
   CUtensorMap map;
   const CUresult result = encode(
       &map,

@@ -281,7 +281,7 @@ std::unique_ptr<Backend> make_cuda_backend(DType dtype, int device = 0,
                                            const CudaOptions& options = {});
 // Its row_multiple() and reserve_bytes(), known without a GPU: for plans.
 inline constexpr int64_t kCudaRowMultiple = 64;
-inline constexpr int64_t kCudaReserveBytes = (int64_t{64} << 20) + 256;
+inline constexpr int64_t kCudaReserveBytes = (int64_t{64} << 20) + 256 + 4;
 // What CUDA's context and kernels take of a GPU besides, as seen on an H200 with driver 580.
 inline constexpr int64_t kCudaContextBytes = 553'000'000;
 

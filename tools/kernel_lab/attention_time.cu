@@ -126,8 +126,9 @@ void time_shape(const Shape& s, int n_runs, const AttentionDevice& device) {
     attention_forward(out, lse, qkv.columns(0, q), qkv.columns(q, kv), qkv.columns(q + kv, kv),
                       batch, shape, device);
   });
-  const double backward_ms = median_ms(
-      n_runs, [&] { attention_backward(dqkv, delta, dout, {qkv, out, lse}, batch, shape, device); });
+  const double backward_ms = median_ms(n_runs, [&] {
+    attention_backward(dqkv, delta, dout, {qkv, out, lse}, batch, shape, device);
+  });
   const double tflop = 4e-12 * n_pairs * s.Hq * s.D;
   std::printf("%-34s %-8s forward %8.3f ms %6.1f TFLOP/s   backward %8.3f ms %6.1f TFLOP/s\n",
               s.name, s.dtype == DType::f32 ? "float32" : "bfloat16", forward_ms,
