@@ -2,9 +2,12 @@
 // says, and --plan puts them side by side, without a GPU and without touching a weight.
 #include "app/plan.h"
 
+#include <algorithm>
 #include <cmath>
 
+#include "app/plan_table.h"
 #include "app/strategy_warning.h"
+#include "comm/nccl_collectives.h"
 #include "config/input_file.h"
 #include "launch.h"
 #include "plan/recording_backend.h"
@@ -185,6 +188,56 @@ TEST(Plan, OnTheCpuHostMemoryIsOfTheSameBudget) {
   EXPECT_FALSE(plan_strategy(job, "zero1", machine).fits);
   machine.gpu = true;
   EXPECT_TRUE(plan_strategy(job, "zero1", machine).fits);
+}
+
+// Nodes of two ranks: a rank has collectives of all and of its node, each with its scratch memory.
+TEST(Plan, InNodesZero3HasTheBaseAndTheCollectivesOfANode) {
+  const auto plan_of = [](int ranks_on_node, const char* collectives) {
+    const std::vector<Override> more = {{"parallel.strategy", "zero3"},
+                                        {"parallel.shard_group", "node"},
+                                        {"parallel.collectives", collectives}};
+    return make_plan("plan.toml", parse_config(input_text(kTwoRows), "plan.toml", more), 4,
+                     ranks_on_node);
+  };
+  const auto besides = [](const Plan& plan, size_t i) {
+    return plan.strategies[i].needed_bytes - plan.strategies[i].total_bytes;
+  };
+  const Plan nodes = plan_of(2, "auto"), one_node = plan_of(4, "auto");
+  EXPECT_EQ(besides(nodes, 3), NcclOptions{}.scratch_bytes);
+  EXPECT_NE(plan_table(nodes).find("  zero3 needs 67.1 MB more, for"), std::string::npos);
+  EXPECT_EQ(nodes.reserve_bytes, one_node.reserve_bytes);
+  for (const size_t i : {0, 1, 2}) EXPECT_EQ(besides(nodes, i), 0) << kStrategies[i];
+  EXPECT_EQ(besides(one_node, 3), 0);
+  EXPECT_EQ(besides(plan_of(2, "mpi"), 3), 0);
+  EXPECT_EQ(besides(plan_of(1, "auto"), 3), 0) << "nobody to send to";
+  const auto warns = [](const Plan& plan) {
+    return std::any_of(plan.warnings.begin(), plan.warnings.end(), [](const std::string& text) {
+      return text.find("planned as one node") != text.npos;
+    });
+  };
+  EXPECT_TRUE(warns(one_node));
+  EXPECT_FALSE(warns(nodes));
+
+  const StrategyPlan& planned = nodes.strategies[3];
+  Job job = job_of(4, kTwoRows, {{"parallel.strategy", "zero3"}, {"parallel.shard_group", "node"}});
+  SilentCollectives world(3, 4), node(1, 2);
+  RecordingBackend backend(nodes.machine.dtype, nodes.machine.row_multiple);
+  const Trainer trainer(job, backend, {world, node}, planned.policy, planned.passes_together,
+                        planned.layers_held);
+  for (const MemoryClass m : kMemoryClasses)
+    EXPECT_EQ(planned.bytes_of(m), trainer.arena().bytes(m)) << name_of(m);
+  EXPECT_GT(planned.bytes_of(MemoryClass::base),
+            one_node.strategies[3].bytes_of(MemoryClass::base));
+  PlanMachine cpu = kCpu;  // where layers are gathered in each step
+  const int64_t gathered = plan_strategy(job, "zero3", cpu).sent.all_gather;
+  cpu.ranks_on_node = 2;
+  EXPECT_LT(plan_strategy(job, "zero3", cpu).sent.all_gather, gathered);
+
+  PlanMachine machine = nodes.machine;
+  machine.budget = planned.needed_bytes;
+  EXPECT_EQ(plan_strategy(job, "zero3", machine).total_bytes, planned.total_bytes);
+  machine.budget -= 1;
+  EXPECT_LT(plan_strategy(job, "zero3", machine).total_bytes, planned.total_bytes);
 }
 
 TEST(Plan, WarnsOfAStrategyThatCostsMoreThanItSaves) {

@@ -36,7 +36,8 @@ void warn_of_strategy(Prepared& p, int n_nodes) {
   const Machine& m = p.machine;
   const double peak = m.gpus.empty() ? 0.0 : peak_flops(m.gpus.front(), m.backend->dtype());
   const PlanMachine machine = {m.backend->dtype(), m.backend->row_multiple(), m.memory_budget,
-                               !m.gpus.empty()};
+                               !m.gpus.empty(),
+                               m.node_collectives ? m.node_collectives->size() : 0};
   const std::string warning = strategy_warning(*p.job, machine, n_nodes, kShareOfPeak * peak);
   if (!warning.empty()) p.job->warnings.push_back("parallel.strategy: " + warning);
 }
@@ -77,6 +78,15 @@ void check_resumed(Prepared& p) {
   }
 }
 
+// Slices differ by a block, and so may what fits: what any rank computes again, all do.
+std::vector<Recompute> most_recompute(const std::vector<Recompute>& own, const World& world) {
+  std::vector<int64_t> layers;
+  for (const Recompute r : own) layers.push_back(static_cast<int64_t>(r));
+  std::vector<Recompute> most;
+  for (const int64_t r : world.max(layers)) most.push_back(static_cast<Recompute>(r));
+  return most;
+}
+
 // What of policy, passes and gathered layers the memory allows, on all ranks alike.
 void make_trainer(Prepared& p, const World& world) {
   Backend& backend = *p.machine.backend;
@@ -91,10 +101,11 @@ void make_trainer(Prepared& p, const World& world) {
     const std::vector<double> all = world.gather(static_cast<double>(chosen));
     return static_cast<int64_t>(*std::min_element(all.begin(), all.end()));
   };
-  p.passes_together = agreed([&] {
-    p.policy = choose_recompute(*p.job, backend, groups, p.machine.memory_budget);
-    return choose_passes(*p.job, backend, groups, p.policy, fits);
-  });
+  world.together(
+      [&] { p.policy = choose_recompute(*p.job, backend, groups, p.machine.memory_budget); });
+  p.policy = most_recompute(p.policy, world);
+  p.passes_together =
+      agreed([&] { return choose_passes(*p.job, backend, groups, p.policy, fits); });
   p.layers_held = agreed([&] {
     if (p.machine.gpus.empty()) return kFewestLayersHeld;
     return choose_layers_held(*p.job, backend, groups, p.policy, p.passes_together, fits);
