@@ -9,6 +9,7 @@
 #include "app/run_numbers.h"
 #include "app/save.h"
 #include "config/print.h"
+#include "core/finite.h"
 #include "core/process.h"
 #include "parallel/replicas.h"
 
@@ -83,8 +84,7 @@ bool Run::train() {
   totals_.exposed_seconds = p_.trainer->exposed_seconds();
   if (p_.job->is_full()) return true;  // save_model looks at every weight
   parameters_ = p_.trainer->parameters_on_host();
-  if (!std::all_of(parameters_.begin(), parameters_.end(),
-                   [](float x) { return std::isfinite(x); })) {
+  if (!are_finite(parameters_)) {
     fail_diverged(fmt::format("step {}: the adapter holds numbers that are not finite", n_steps_));
   }
   return true;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/finite.h"
 #include "data/tokenizer.h"
 #include "io/file.h"
 #include "io/peft_adapter.h"
@@ -112,7 +113,7 @@ std::vector<float> read_adapter(const std::string& dir, const TrainableLayout& l
   for (const Trainable& t : layout.tensors()) {
     float* out = &flat[static_cast<size_t>(t.offset)];
     read_elements(*file.find(t.name), 0, t.rows * t.cols, out);
-    if (!std::all_of(out, out + t.rows * t.cols, [](float x) { return std::isfinite(x); })) {
+    if (!are_finite({out, static_cast<size_t>(t.n_elem())})) {
       fail(ExitCode::bad_file, file.path(),
            fmt::format("{} holds numbers that are not finite", t.name), "take another adapter");
     }
