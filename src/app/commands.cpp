@@ -75,10 +75,8 @@ bool trains(const CommandLine& command_line) {
 
 ExitCode run_command(const CommandLine& command_line, const World& world) {
   if (command_line.command == Command::print_config) {
-    world.together([&] {
-      const Config config = read_config(command_line.input, command_line.overrides);
-      if (world.rank() == 0) fmt::print("{}", print_config(config));
-    });
+    const Config config = read_config(command_line, world);
+    world.first_rank([&] { fmt::print("{}", print_config(config)); });
   } else if (command_line.command == Command::plan) {
     plan(command_line, world);
   } else if (command_line.command == Command::check) {

@@ -13,7 +13,6 @@
 #include "app/strategy_warning.h"
 #include "app/version.h"
 #include "comm/silent_collectives.h"
-#include "config/print.h"
 #include "io/file.h"
 #include "train/choose_layers_held.h"
 #include "train/choose_passes.h"
@@ -109,15 +108,23 @@ void make_trainer(Prepared& p, const World& world) {
 
 }  // namespace
 
+Config read_config(const CommandLine& command_line, const World& world) {
+  std::string text;
+  world.first_rank([&] { text = read_input_file(command_line.input); });
+  text = world.broadcast(text);
+  Config config;
+  // What it names must be there on every node.
+  world.together([&] { config = parse_config(text, command_line.input, command_line.overrides); });
+  return config;
+}
+
 Prepared prepare(const CommandLine& command_line, const World& world) {
   Prepared p;
-  Config config;
   const int64_t ranks_known = ranks_of_run(command_line, world.size());
   const int ranks = ranks_known > 0 ? static_cast<int>(ranks_known) : world.size();
   world.agree("the build of utrain", build_identity());
-  world.together([&] { config = read_config(command_line.input, command_line.overrides); });
+  const Config config = read_config(command_line, world);
   world.watchdog().set_timeout(config.run.hang_timeout);
-  world.agree("the configuration", print_config(config));
   world.together([&] {
     p.job = std::make_unique<Job>(read_job(config, ranks));
     if (command_line.dump.empty())
