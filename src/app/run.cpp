@@ -43,7 +43,8 @@ Run::Run(Prepared& prepared, const World& world, int64_t n_steps, bool dry_run, 
     : p_(prepared), world_(world), stop_(stop), n_steps_(n_steps), dry_run_(dry_run) {
   const Config& c = p_.job->config;
   world_.first_rank([&] {
-    directory_.emplace(c.run.dir, c.run.overwrite, start_of(p_, dry_run_));
+    directory_.emplace(c.run.dir, c.run.overwrite, start_of(p_, dry_run_),
+                       [&](const auto&) { world_.watchdog().progress(); });
     if (!dry_run_) directory_->write_text("input.resolved.toml", print_config(c));
     stop_.look_into(c.run.dir);
   });
