@@ -30,15 +30,9 @@ ExitCode train(const CommandLine& command_line, const World& world) {
   });
   p.trainer->loaded();
   Run run(p, world, n_steps, dry, stop);  // last, so that nothing is written where loading fails
-  if (!run.train()) {
-    run.finish(ExitCode::stopped);
-    run.print_end();
-    return ExitCode::stopped;
-  }
+  if (!run.train()) return run.finish(ExitCode::stopped);
   if (!dry) run.save();
-  run.finish(ExitCode::done);
-  run.print_end();
-  return ExitCode::done;
+  return run.finish(ExitCode::done);
 }
 
 // Ranks need not be those that are planned for: one makes the plan.
