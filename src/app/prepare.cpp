@@ -59,11 +59,21 @@ int64_t ranks_of_run(const CommandLine& command_line, int size) {
 }
 
 void check_resumed(Prepared& p) {
+  const Checkpoint& checkpoint = p.resumed->checkpoint;
+  // Where the ranks are not known, neither is the batch.
+  if (p.facts.ranks_of_run == 0 && p.job->config.train.gradient_accumulation_steps > 0 &&
+      checkpoint.ranks() != p.job->ranks) {
+    fail(ExitCode::usage, "--check",
+         fmt::format("is not told how many ranks the run has, which its global batch follows from "
+                     "with train.gradient_accumulation_steps ({} is of {} ranks)",
+                     checkpoint.path(), checkpoint.ranks()),
+         fmt::format("add --ranks {}, or as many as the run will have", checkpoint.ranks()));
+  }
   const std::string changed = check_same_job(*p.resumed, *p.job, *p.machine.backend);
   const int64_t n_elem = p.trainer->model_state().layout().n_elem();
-  if (const Checkpoint& c = p.resumed->checkpoint; c.n_elem() != n_elem) {
-    fail(ExitCode::usage, c.path(),
-         fmt::format("holds {} elements, {} are trained", c.n_elem(), n_elem),
+  if (checkpoint.n_elem() != n_elem) {
+    fail(ExitCode::usage, checkpoint.path(),
+         fmt::format("holds {} elements, {} are trained", checkpoint.n_elem(), n_elem),
          "the model or the adapters have another shape: set checkpoint.resume = \"never\", or go "
          "back to the input that wrote it");
   }
@@ -72,7 +82,7 @@ void check_resumed(Prepared& p) {
   if (!changed.empty()) {
     p.facts.continues =
         fmt::format("step {} of {}; not the same run any more: {} changed, as allowed",
-                    p.resumed->checkpoint.step(), p.resumed->checkpoint.path(), changed);
+                    checkpoint.step(), checkpoint.path(), changed);
   }
 }
 
