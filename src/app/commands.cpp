@@ -75,8 +75,9 @@ ExitCode run_command(const CommandLine& command_line, const World& world) {
     plan(command_line, world);
   } else if (command_line.command == Command::check) {
     const Prepared p = prepare(command_line, world);
+    const int n = p.job->ranks;
     const std::string ranks =
-        p.job->ranks == world.size() ? "" : fmt::format(" for {} ranks", p.job->ranks);
+        n == world.size() ? "" : fmt::format(" for {} rank{}", n, n == 1 ? "" : "s");
     if (world.rank() == 0)
       fmt::print("{}: everything checked{}, nothing found wrong\n", command_line.input, ranks);
   } else if (!command_line.dump.empty()) {
