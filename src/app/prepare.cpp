@@ -13,7 +13,6 @@
 #include "app/strategy_warning.h"
 #include "app/version.h"
 #include "comm/silent_collectives.h"
-#include "config/print.h"
 #include "io/file.h"
 #include "train/choose_layers_held.h"
 #include "train/choose_passes.h"
@@ -61,11 +60,21 @@ int64_t ranks_of_run(const CommandLine& command_line, int size) {
 }
 
 void check_resumed(Prepared& p) {
+  const Checkpoint& checkpoint = p.resumed->checkpoint;
+  // Where the ranks are not known, neither is the batch.
+  if (p.facts.ranks_of_run == 0 && p.job->config.train.gradient_accumulation_steps > 0 &&
+      checkpoint.ranks() != p.job->ranks) {
+    fail(ExitCode::usage, "--check",
+         fmt::format("is not told how many ranks the run has, which its global batch follows from "
+                     "with train.gradient_accumulation_steps ({} is of {} ranks)",
+                     checkpoint.path(), checkpoint.ranks()),
+         fmt::format("add --ranks {}, or as many as the run will have", checkpoint.ranks()));
+  }
   const std::string changed = check_same_job(*p.resumed, *p.job, *p.machine.backend);
   const int64_t n_elem = p.trainer->model_state().layout().n_elem();
-  if (const Checkpoint& c = p.resumed->checkpoint; c.n_elem() != n_elem) {
-    fail(ExitCode::usage, c.path(),
-         fmt::format("holds {} elements, {} are trained", c.n_elem(), n_elem),
+  if (checkpoint.n_elem() != n_elem) {
+    fail(ExitCode::usage, checkpoint.path(),
+         fmt::format("holds {} elements, {} are trained", checkpoint.n_elem(), n_elem),
          "the model or the adapters have another shape: set checkpoint.resume = \"never\", or go "
          "back to the input that wrote it");
   }
@@ -74,7 +83,7 @@ void check_resumed(Prepared& p) {
   if (!changed.empty()) {
     p.facts.continues =
         fmt::format("step {} of {}; not the same run any more: {} changed, as allowed",
-                    p.resumed->checkpoint.step(), p.resumed->checkpoint.path(), changed);
+                    checkpoint.step(), checkpoint.path(), changed);
   }
 }
 
@@ -120,15 +129,23 @@ void make_trainer(Prepared& p, const World& world) {
 
 }  // namespace
 
+Config read_config(const CommandLine& command_line, const World& world) {
+  std::string text;
+  world.first_rank([&] { text = read_input_file(command_line.input); });
+  text = world.broadcast(text);
+  Config config;
+  // What it names must be there on every node.
+  world.together([&] { config = parse_config(text, command_line.input, command_line.overrides); });
+  return config;
+}
+
 Prepared prepare(const CommandLine& command_line, const World& world) {
   Prepared p;
-  Config config;
   const int64_t ranks_known = ranks_of_run(command_line, world.size());
   const int ranks = ranks_known > 0 ? static_cast<int>(ranks_known) : world.size();
   world.agree("the build of utrain", build_identity());
-  world.together([&] { config = read_config(command_line.input, command_line.overrides); });
+  const Config config = read_config(command_line, world);
   world.watchdog().set_timeout(config.run.hang_timeout);
-  world.agree("the configuration", print_config(config));
   world.together([&] {
     p.job = std::make_unique<Job>(read_job(config, ranks));
     if (command_line.dump.empty())

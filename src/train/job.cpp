@@ -177,13 +177,14 @@ void count_steps(Job& job) {
   }
   if (t.warmup_steps >= job.total_steps) {
     job.warnings.push_back(fmt::format(
-        "train.warmup_steps = {} is not below the {} steps of the run: lr stays below {}",
-        t.warmup_steps, job.total_steps, t.lr));
+        "train.warmup_steps = {} is not below the {} step{} of the run: lr stays below {}",
+        t.warmup_steps, job.total_steps, job.total_steps == 1 ? "" : "s", t.lr));
   }
   if (job.global_batch_size < ranks) {
-    job.warnings.push_back(
-        fmt::format("{} rows per step on {} ranks: {} of them have nothing to do",
-                    job.global_batch_size, ranks, ranks - job.global_batch_size));
+    job.warnings.push_back(fmt::format(
+        "{} row{} per step on {} ranks: {} of them ha{} nothing to do", job.global_batch_size,
+        job.global_batch_size == 1 ? "" : "s", ranks, ranks - job.global_batch_size,
+        ranks - job.global_batch_size == 1 ? "s" : "ve"));
   }
 }
 
