@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "app/commands.h"
+#include "app/progress.h"
 #include "app/stop.h"
 
 namespace {
@@ -47,14 +48,6 @@ int code_of(ExitCode code) {
   return static_cast<int>(code);
 }
 
-// What was printed has arrived, or standard output is lost: 74.
-void flush_output() {
-  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
-    utrain::fail(ExitCode::io, "standard output", "cannot be written",
-                 "check space, quota and where the output goes");
-  }
-}
-
 // What all ranks know, they leave with together; what only this rank knows must end the others.
 // usage: what is wrong with the command line; empty = nothing.
 int run(const utrain::CommandLine& command_line, const std::string& usage,
@@ -63,7 +56,7 @@ int run(const utrain::CommandLine& command_line, const std::string& usage,
     world.agree("the command line", arguments);
     if (!usage.empty()) throw utrain::SharedError(ExitCode::usage, usage);
     const ExitCode code = utrain::run_command(command_line, world);
-    flush_output();
+    utrain::check_output();
     return code_of(code);
   } catch (const utrain::SharedError& e) {
     if (world.rank() == 0) print_error(e.what());
@@ -96,7 +89,7 @@ int main(int argc, char** argv) {
       if (utrain::is_without_ranks(command_line)) {
         const std::string text = utrain::text_without_ranks(command_line);
         if (is_first_process()) fmt::print("{}", text);
-        flush_output();
+        utrain::check_output();
         return 0;
       }
     } catch (const Error& e) {

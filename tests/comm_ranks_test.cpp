@@ -7,16 +7,12 @@
 #include <sched.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 
-#include <array>
 #include <chrono>
 #include <cmath>
 #include <complex>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <limits>
 #include <new>
 #include <thread>
@@ -25,6 +21,7 @@
 #include "comm/world.h"
 #include "rank_values.h"
 #include "shared_error.h"
+#include "start_again.h"
 
 namespace utrain {
 namespace {
@@ -233,25 +230,8 @@ TEST(InNodes, SumBesideTheWorld) {
 
 // ---- the launcher ----
 
-struct Finished {
-  int exit_code = -1;
-  std::string output;
-};
-
-Finished start(const std::string& launcher, const std::string& role, const std::string& arguments) {
-  const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
-  const std::string command =
-      fmt::format("{}={} {} '{}' {} 2>&1", kRole, role, launcher, self, arguments);
-  Finished finished;
-  FILE* pipe = popen(command.c_str(), "r");
-  if (pipe == nullptr) return finished;
-  std::array<char, 4096> buffer;
-  for (size_t n; (n = fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
-    finished.output.append(buffer.data(), n);
-  }
-  const int status = pclose(pipe);
-  if (WIFEXITED(status)) finished.exit_code = WEXITSTATUS(status);
-  return finished;
+Finished start(const std::string& before, const std::string& role, const std::string& arguments) {
+  return start_again(before, fmt::format("{}={}", kRole, role), arguments);
 }
 
 std::string mpirun(int ranks) {

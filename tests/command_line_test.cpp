@@ -124,6 +124,8 @@ TEST(CommandLine, Refusals) {
   const std::vector<Bad> cases = {
       {{}, {"no input file", "usage: utrain input.toml [--section.key=value ...]"}},
       {{"--check"}, {"no input file", "usage: utrain input.toml"}},
+      {{""}, {"command line: found an empty word, wanted an input file; usage: utrain input.toml"}},
+      {{"", "a.toml"}, {"command line: found an empty word"}},
       {{"a.toml", "b.toml"}, {"b.toml: a second input file, the first is a.toml"}},
       {{"a.toml", "--chekc"}, {"--chekc: unknown flag; did you mean --check?"}},
       {{"a.toml", "--dryrun=3"}, {"--dryrun: unknown flag; did you mean --dry-run?"}},

@@ -1,41 +1,18 @@
 // Cross entropy of the head's logits, chunk by chunk, on the rows that have a target.
-#include "oracle.h"
+#include "cross_entropy_case.h"
 
 namespace utrain {
 namespace {
 
-constexpr double kDloss = 0.125;
-
-struct Loss {
-  Documents documents;
-  int64_t chunk;
-  Matrix x, W;
-
+struct Loss : CrossEntropyCase {
   Loss(const std::vector<int64_t>& lengths, int64_t C, int64_t V, int64_t chunk, double spread = 1)
-      : documents(lengths, 2, V),
-        chunk(chunk),
-        x(random_matrix(documents.n_rows(), C, 1, spread)),
-        W(random_matrix(V, C, 2)) {
+      : CrossEntropyCase{Documents(lengths, 2, V), chunk, {}, random_matrix(V, C, 2)} {
+    x = random_matrix(documents.n_rows(), C, 1, spread);
     round_to_float(W);
   }
-  struct Result {
-    Matrix loss, dx, dW;
-  };
-  // before: what loss and dW hold at the start. scale: of the loss, on the device; 0: none.
   Result run(DType dtype, bool with_dx, double before = 0.0, double dloss = kDloss,
              double scale = 0.0) const {
-    Operands operands(dtype);
-    const Tensor loss = operands.input(Matrix(1, 1, before), operands.backend().loss_dtype());
-    const Tensor dx = with_dx ? operands.output(x.rows, x.cols) : Tensor{};
-    const Tensor dW =
-        operands.input(Matrix(W.rows, W.cols, before), operands.backend().trainable_dtype());
-    LossFactor factor{dloss};
-    if (scale > 0.0) factor.scale = operands.input(Matrix(1, 1, scale), DType::f64);
-    operands.backend().cross_entropy(
-        loss, dx, operands.input(x), {operands.input(W), dW}, operands.batch(documents), factor,
-        {operands.output(chunk, W.rows), operands.output(chunk, x.cols),
-         operands.output(1, chunk, operands.backend().loss_dtype())});
-    return {operands.read(loss), with_dx ? operands.read(dx) : Matrix(), operands.read(dW)};
+    return run_on(Operands(dtype), with_dx, before, scale, dloss);
   }
   // dx and dW hold dloss times the gradient: the number that the oracles choose goes in as dloss.
   Operation operation() {

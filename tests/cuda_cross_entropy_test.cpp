@@ -1,43 +1,22 @@
 // Cross entropy on the GPU. Rows of x have one element, a power of two, so that the logits are
 // exact in every dtype and what is measured is the softmax; one test has full rows.
+#include "cross_entropy_case.h"
 #include "cuda_oracle.h"
 
 namespace utrain {
 namespace {
 
-constexpr double kDloss = 0.125;
-
-struct Loss {
-  Documents documents;
-  int64_t chunk;
-  Matrix x, W;
-
+struct Loss : CrossEntropyCase {
   Loss(DType dtype, const std::vector<int64_t>& lengths, int64_t V, int64_t chunk, int64_t C = 8)
-      : documents(lengths, 2, V),
-        chunk(chunk),
-        x(documents.n_rows(), C),
-        W(rounded(dtype, random_matrix(V, C, 2, 2.0))) {
+      : CrossEntropyCase{
+            Documents(lengths, 2, V), chunk, {}, rounded(dtype, random_matrix(V, C, 2, 2.0))} {
+    x = Matrix(documents.n_rows(), C);
     for (int64_t n = 0; n < x.rows; ++n)
       x.at(n, n % C) = std::ldexp(n % 3 == 0 ? -1.0 : 1.0, n % 3);
   }
-  struct Result {
-    Matrix loss, dx, dW;
-    bool operator==(const Result&) const = default;
-  };
   template <class Backing>
-  // before: what loss and dW hold at the start. scale: of the loss, on the device; 0: none.
   Result run(Backing&& operands, bool with_dx, double before = 0.0, double scale = 0.0) const {
-    const Tensor loss = operands.input(Matrix(1, 1, before), operands.backend().loss_dtype());
-    const Tensor dx = with_dx ? operands.output(x.rows, x.cols) : Tensor{};
-    const Tensor dW =
-        operands.input(Matrix(W.rows, W.cols, before), operands.backend().trainable_dtype());
-    LossFactor dloss{kDloss};
-    if (scale > 0.0) dloss.scale = operands.input(Matrix(1, 1, scale), DType::f64);
-    operands.backend().cross_entropy(
-        loss, dx, operands.input(x), {operands.input(W), dW}, operands.batch(documents), dloss,
-        {operands.output(chunk, W.rows), operands.output(chunk, x.cols),
-         operands.output(1, chunk, operands.backend().loss_dtype())});
-    return {operands.read(loss), with_dx ? operands.read(dx) : Matrix(), operands.read(dW)};
+    return run_on(operands, with_dx, before, scale);
   }
 };
 

@@ -3,16 +3,13 @@
 // The test starts itself again: the cases named InRanks run in every rank, those named Launch start
 // them.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <array>
-#include <cstdio>
-#include <filesystem>
 #include <optional>
 #include <tuple>
 
 #include "cuda_nccl_cases.h"
 #include "needs_gpu.h"
+#include "start_again.h"
 
 namespace utrain {
 namespace {
@@ -51,27 +48,8 @@ TEST(Alone, EveryCall) {
 
 // ---- the launcher ----
 
-std::filesystem::path self() {
-  return std::filesystem::read_symlink("/proc/self/exe");
-}
-
-struct Finished {
-  int exit_code = -1;
-  std::string output;
-};
-
 Finished start(const std::string& before, const std::string& role, const std::string& arguments) {
-  const std::string command =
-      fmt::format("{}={} {} '{}' {} 2>&1", kRole, role, before, self().string(), arguments);
-  Finished finished;
-  FILE* pipe = popen(command.c_str(), "r");
-  if (pipe == nullptr) return finished;
-  std::array<char, 4096> buffer;
-  for (size_t n; (n = fread(buffer.data(), 1, buffer.size(), pipe)) > 0;)
-    finished.output.append(buffer.data(), n);
-  const int status = pclose(pipe);
-  if (WIFEXITED(status)) finished.exit_code = WEXITSTATUS(status);
-  return finished;
+  return start_again(before, fmt::format("{}={}", kRole, role), arguments);
 }
 
 std::string mpirun(int ranks) {
@@ -82,7 +60,7 @@ std::string mpirun(int ranks) {
 }
 
 std::string fake_nccl() {
-  return "LD_PRELOAD=" + (self().parent_path() / "libfake_nccl.so").string();
+  return "LD_PRELOAD=" + (own_program().parent_path() / "libfake_nccl.so").string();
 }
 
 class Launch : public testing::TestWithParam<std::tuple<int, bool>> {

@@ -76,5 +76,21 @@ TEST(Hangs, ASlowRankIsNone) {
   EXPECT_TRUE(run.result().adapter == FaultRun::reference().adapter);
 }
 
+// Nor is a large run of before that goes file by file.
+TEST(Hangs, ASlowRemovalIsNone) {
+  FaultRun run;
+  const std::string old = run.checkpoints() + "/step-00000099";
+  fs::create_directories(old);
+  for (const char* name : {"a", "b", "c", "d", "e"}) write_bytes(old + "/" + name, "");
+  write_bytes(run.run_dir() + "/summary.json", "{\"exit_code\": 0}");
+  auto launch =
+      run.start("rank=0 call=unlink path=/checkpoints/step-00000099 nth=1+ do=sleep:2", 4,
+                {fmt::format("--run.hang_timeout={}", kTimeoutSeconds), "--run.overwrite=true"});
+  const Outcome outcome = launch->wait(60.0);
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.text();
+  EXPECT_GE(launch->struck().size(), 5u);
+  EXPECT_FALSE(fs::exists(old));
+}
+
 }  // namespace
 }  // namespace utrain

@@ -194,6 +194,42 @@ TEST(RunDirectoryRefused, ANameTooLong) {
   expect_refused(sandbox, 2, "name another run.dir");
 }
 
+// What lies under a name of ours is found with everything else of the input, before the start table.
+TEST(RunDirectoryRefused, ThingsOfAnotherKind) {
+  struct Fault {
+    const char* name;
+    std::string words;
+    std::function<void(const std::string& path)> make;
+  };
+  const auto link = [](const std::string& path) { fs::create_symlink("nowhere", path); };
+  const auto directory = [](const std::string& path) { fs::create_directory(path); };
+  const auto file = [](const std::string& path) { write_bytes(path, ""); };
+  const std::vector<Fault> faults = {
+      {"run", "run is a link to nowhere, which does not exist; make ", link},
+      {"run/.lock", "run/.lock: is not a regular file", directory},
+      {"run/checkpoints", "run/checkpoints: is not a directory", file},
+      {"run/checkpoints", "run/checkpoints: is a link to what does not exist", link},
+  };
+  for (const Fault& fault : faults) {
+    for (const bool checks : {false, true}) {
+      SCOPED_TRACE(fmt::format("{} {}", fault.words, checks));
+      Sandbox sandbox;
+      if (fault.name != std::string("run")) fs::create_directory(sandbox.dir / "run");
+      fault.make(sandbox.dir / fault.name);
+      if (checks) sandbox.flags = {"--check"};
+      expect_refused(sandbox, 2, fault.words);
+    }
+  }
+}
+
+// A link in the middle of the path, to what is still to be made.
+TEST(RunDirectoryRefused, UnderALinkThatLeadsNowhere) {
+  Sandbox sandbox;
+  fs::create_symlink("nowhere", sandbox.dir / "runs");
+  sandbox.set("run.dir", sandbox.quoted("runs/1"));
+  expect_refused(sandbox, 2, "runs is a link to nowhere");
+}
+
 TEST(RunDirectoryRefused, WhereTheSystemLetsNobodyMakeIt) {
   Sandbox sandbox;
   sandbox.set("run.dir", "\"/proc/utrain/run\"");

@@ -114,13 +114,15 @@ TEST_F(ResumeFaults, ACheckCountsTheRowsOfTheRanksOfTheRun) {
   more.insert(more.end(), {"--check", "--ranks=2"});
   const Outcome same = launch(kAlone, more);
   EXPECT_EQ(same.exit_code, 0) << same.text();
-  EXPECT_NE(same.out.find("of 2 rows (1 rows a pass and rank)"), std::string::npos) << same.text();
+  EXPECT_NE(same.out.find("of 2 rows (1 row a pass and rank)"), std::string::npos) << same.text();
   EXPECT_NE(same.out.find("everything checked for 2 ranks"), std::string::npos) << same.text();
   more.back() = "--ranks=3";
   const Outcome other = launch(kAlone, more);
   EXPECT_EQ(other.exit_code, 2) << other.text();
   EXPECT_NE(other.err.find("train.global_batch_size: was 2 in "), std::string::npos)
       << other.text();
+  more.pop_back();
+  expect_lines(launch(kAlone, more), 1, {"--check: ", " is of 2 ranks); add --ranks 2"});
 }
 
 TEST_F(ResumeFaults, AnotherInputIsRefusedUnlessAllowed) {

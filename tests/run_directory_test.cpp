@@ -3,6 +3,7 @@
 #include <cmath>
 #include <set>
 
+#include "app/run_directory.h"
 #include "launch.h"
 #include "token_files.h"
 
@@ -317,6 +318,41 @@ TEST_F(RunDirectoryTest, AModelOfBadNumbersIsNotLeft) {
       EXPECT_EQ(summary().find("exit_code")->as_int64(), 4);
     }
   }
+}
+
+// Redirected in each rank: what mpirun does with its own output is mpirun's.
+TEST_F(RunDirectoryTest, ALostOutputIsInTheSummaryToo) {
+  const std::string command = fmt::format("exec '{}' '{}' > /dev/full", binary(), input_);
+  for (const int ranks : {kAlone, 3}) {
+    SCOPED_TRACE(ranks);
+    const Outcome outcome = Launch(ranks, {"-c", command}, "/bin/bash").wait();
+    EXPECT_EQ(outcome.exit_code, 74) << outcome.text();
+    ASSERT_EQ(outcome.error_lines().size(), 1u) << outcome.text();
+    EXPECT_NE(outcome.error_lines()[0].find("standard output: cannot be written; "),
+              std::string::npos)
+        << outcome.text();
+    EXPECT_EQ(summary().find("exit_code")->as_int64(), 74);
+    EXPECT_EQ(summary().find("steps")->as_int64(), 10);
+    EXPECT_TRUE(std::filesystem::exists(run_dir_ + "/adapter/adapter_config.json"));
+    std::filesystem::remove_all(run_dir_);
+  }
+}
+
+TEST_F(RunDirectoryTest, ASignAtEachFileThatGoes) {
+  const Words files = {run_dir_ + "/checkpoints/step-00000005/index.h5",
+                       run_dir_ + "/checkpoints/step-00000005/adapter/adapter_config.json",
+                       run_dir_ + "/model/model.safetensors"};
+  for (const std::string& file : files) {
+    std::filesystem::create_directories(std::filesystem::path(file).parent_path());
+    write_bytes(file, "x");
+  }
+  std::set<std::string> signs;
+  RunStart again;
+  again.clears_checkpoints = true;
+  const RunDirectory directory(run_dir_, true, again,
+                               [&](const std::string& path) { signs.insert(path); });
+  for (const std::string& file : files) EXPECT_EQ(signs.count(file), 1u) << file;
+  EXPECT_EQ(names_in(run_dir_), (std::set<std::string>{".lock", "metrics.jsonl"}));
 }
 
 TEST_F(RunDirectoryTest, RanksWithOtherArgumentsDoNotWaitForEachOther) {

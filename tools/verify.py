@@ -31,6 +31,10 @@ def damaged(where, what):
     return UserError(DAMAGED, where, what, "this checkpoint is damaged: use another one")
 
 
+def count_of_ranks(n):
+    return f"{n} rank{'' if n == 1 else 's'}"
+
+
 def regular_size(path):
     try:
         info = os.lstat(path)
@@ -130,7 +134,7 @@ class Checkpoint:
                 raise damaged(self.at("manifest.json"), f"slices leave or share elements at {min(begin, end)}")
             end = begin + n_elem
         if end != self.n_elem or len(self.slices) != self.ranks:
-            raise damaged(self.at("manifest.json"), f"slices of {len(self.slices)} ranks end at {end}, wanted {self.n_elem}")
+            raise damaged(self.at("manifest.json"), f"slices of {count_of_ranks(len(self.slices))} end at {end}, wanted {self.n_elem}")
 
     def check_files(self):
         for name, (size, xxh3) in self.files.items():
@@ -320,7 +324,7 @@ def compare(first, second):
         of_a.check_tensors()
         of_b.check_tensors()
         shapes_a, shapes_b = ({name: shape for name, (_, shape) in c.tensors.items()} for c in (of_a, of_b))
-        lines = [f"{first}: step {a.step} of {a.ranks} ranks; {second}: step {b.step} of {b.ranks} ranks"]
+        lines = [f"{first}: step {a.step} of {count_of_ranks(a.ranks)}; {second}: step {b.step} of {count_of_ranks(b.ranks)}"]
         others = [name for name in sorted(shapes_a.keys() | shapes_b.keys()) if shapes_a.get(name) != shapes_b.get(name)]
         lines += [f"  {name}  {shapes_a.get(name, 'missing')} and {shapes_b.get(name, 'missing')}" for name in others]
         equal = not others

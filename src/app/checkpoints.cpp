@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
+#include <span>
 
 #include "app/resume.h"
 #include "app/save.h"
 #include "comm/quiet_thread.h"
+#include "core/finite.h"
 
 namespace utrain {
 
@@ -17,15 +18,14 @@ using Clock = std::chrono::steady_clock;
 constexpr int64_t kFormatVersion = 1;
 
 // sign: is told of each piece, as of path.
-bool are_finite(const ShardState& shard, const FileSign& sign, const std::string& path) {
-  constexpr int64_t kPiece = int64_t{16} << 20;
-  const int64_t n = shard.n_elem();
+bool is_finite(const ShardState& shard, const FileSign& sign, const std::string& path) {
+  constexpr size_t kPiece = size_t{16} << 20;
   for (const float* x : {shard.parameters, shard.m, shard.v}) {
-    for (int64_t begin = 0; begin < n; begin += kPiece) {
+    for (std::span rest(x, static_cast<size_t>(shard.n_elem())); !rest.empty();) {
+      const std::span piece = rest.first(std::min(kPiece, rest.size()));
       sign(path);
-      if (!std::all_of(x + begin, x + std::min(n, begin + kPiece),
-                       [](float value) { return std::isfinite(value); }))
-        return false;
+      if (!are_finite(piece)) return false;
+      rest = rest.subspan(piece.size());
     }
   }
   return true;
@@ -145,7 +145,7 @@ void Checkpoints::begin_writing(bool wait) {
   temp_ = world_.broadcast(temp_);
   thread_ = write_beside([temp = temp_, shard = captured_->shard, rank = world_.rank(),
                           ranks = world_.size()](const FileSign& sign) -> Written {
-    if (!are_finite(shard, sign, temp)) return {{}, false, ""};
+    if (!is_finite(shard, sign, temp)) return {{}, false, ""};
     return {write_shard(temp, rank, ranks, shard, sign), true, ""};
   });
   stage_ = Stage::writing;

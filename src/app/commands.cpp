@@ -30,15 +30,9 @@ ExitCode train(const CommandLine& command_line, const World& world) {
   });
   p.trainer->loaded();
   Run run(p, world, n_steps, dry, stop);  // last, so that nothing is written where loading fails
-  if (!run.train()) {
-    run.finish(ExitCode::stopped);
-    run.print_end();
-    return ExitCode::stopped;
-  }
+  if (!run.train()) return run.finish(ExitCode::stopped);
   if (!dry) run.save();
-  run.finish(ExitCode::done);
-  run.print_end();
-  return ExitCode::done;
+  return run.finish(ExitCode::done);
 }
 
 // Ranks need not be those that are planned for: one makes the plan.
@@ -75,16 +69,15 @@ bool trains(const CommandLine& command_line) {
 
 ExitCode run_command(const CommandLine& command_line, const World& world) {
   if (command_line.command == Command::print_config) {
-    world.together([&] {
-      const Config config = read_config(command_line.input, command_line.overrides);
-      if (world.rank() == 0) fmt::print("{}", print_config(config));
-    });
+    const Config config = read_config(command_line, world);
+    world.first_rank([&] { fmt::print("{}", print_config(config)); });
   } else if (command_line.command == Command::plan) {
     plan(command_line, world);
   } else if (command_line.command == Command::check) {
     const Prepared p = prepare(command_line, world);
+    const int n = p.job->ranks;
     const std::string ranks =
-        p.job->ranks == world.size() ? "" : fmt::format(" for {} ranks", p.job->ranks);
+        n == world.size() ? "" : fmt::format(" for {} rank{}", n, n == 1 ? "" : "s");
     if (world.rank() == 0)
       fmt::print("{}: everything checked{}, nothing found wrong\n", command_line.input, ranks);
   } else if (!command_line.dump.empty()) {

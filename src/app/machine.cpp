@@ -5,7 +5,7 @@
 
 #include "comm/mpi_collectives.h"
 #include "comm/nccl_collectives.h"
-#include "core/process.h"
+#include "core/available_memory.h"
 #include "parallel/staged_collectives.h"
 
 namespace utrain {
@@ -25,16 +25,6 @@ bool wants_cuda(const std::string& backend) {
   return backend == "cuda" || (backend == "auto" && !visible_gpus().empty());
 }
 
-// In one node the group would be the world.
-bool shards_in_nodes(const Config& config, const World& world) {
-  return config.parallel.strategy == "zero3" && config.parallel.shard_group == "node" &&
-         world.n_nodes() > 1;
-}
-
-int64_t share_of(int64_t bytes, int ranks) {
-  return static_cast<int64_t>(kShareOfMemory * static_cast<double>(bytes)) / ranks;
-}
-
 Machine open_cpu(const Config& config, const World& world) {
   Machine machine;
   const int threads = threads_of_rank(world);
@@ -46,7 +36,7 @@ Machine open_cpu(const Config& config, const World& world) {
     budget = share_of(available_memory(), world.local_size());
   });
   machine.collectives = std::make_unique<MpiCollectives>(world);
-  if (shards_in_nodes(config, world))
+  if (shards_in_nodes(config, world.n_nodes()))
     machine.node_collectives = std::make_unique<MpiCollectives>(world.node_group());
   machine.memory_budget = -machine.collectives->all_reduce_max(-budget);
   machine.host_memory_budget = machine.memory_budget;
@@ -133,7 +123,7 @@ Machine open_cuda(const Config& config, const World& world) {
   const std::vector<std::string> places = world.gather_text(world.host() + " " + gpu.uuid);
   const int ranks = ranks_on_gpu(world, places, wish == "mpi");
   machine.collectives = open_collectives(world, world.all_ranks(), *machine.backend, nccl);
-  if (shards_in_nodes(config, world))
+  if (shards_in_nodes(config, world.n_nodes()))
     machine.node_collectives = open_collectives(world, world.node_group(), *machine.backend, nccl,
                                                 machine.collectives.get());
   int64_t budget = 0, host_budget = 0;
@@ -182,6 +172,16 @@ DType meaning_of_dtype(const std::string& dtype, int compute_capability) {
   if (dtype == "bfloat16") return DType::bf16;
   if (compute_capability == kNoGpu) return DType::f32;
   return compute_capability >= kFirstWithBf16 ? DType::bf16 : DType::f16;
+}
+
+// In one node the group would be the world.
+bool shards_in_nodes(const Config& config, int n_nodes) {
+  return config.parallel.strategy == "zero3" && config.parallel.shard_group == "node" &&
+         n_nodes > 1;
+}
+
+int64_t share_of(int64_t bytes, int ranks) {
+  return static_cast<int64_t>(kShareOfMemory * static_cast<double>(bytes)) / ranks;
 }
 
 void check_cpu_collectives(const Config& config) {

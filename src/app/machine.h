@@ -17,6 +17,7 @@ namespace utrain {
 // The part of free memory that ranks may plan for; the rest is left to the system, the driver and
 // libraries.
 inline constexpr double kShareOfMemory = 0.9;
+int64_t share_of(int64_t bytes, int ranks);  // of each of `ranks` that have these free
 
 struct Machine {
   std::unique_ptr<Backend> backend;
@@ -40,6 +41,9 @@ struct Machine {
 // What model.dtype means: "auto" is bfloat16 where the GPU has it, else float16; float32 on the CPU.
 inline constexpr int kNoGpu = 0;  // in the place of a GPU's compute capability
 DType meaning_of_dtype(const std::string& dtype, int compute_capability);
+
+// Whether the base of zero3 is sharded in each node: then a rank has node_collectives too.
+bool shards_in_nodes(const Config& config, int n_nodes);
 
 // Fails with usage where parallel.collectives cannot be had on the CPU.
 void check_cpu_collectives(const Config& config);

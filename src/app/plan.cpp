@@ -6,8 +6,8 @@
 #include "app/peak_flops.h"
 #include "app/progress.h"
 #include "comm/nccl_collectives.h"
+#include "core/available_memory.h"
 #include "core/meanwhile.h"
-#include "core/process.h"
 #include "plan/recording_backend.h"
 #include "train/choose_layers_held.h"
 #include "train/choose_passes.h"
@@ -24,24 +24,28 @@ constexpr double kCpuFlops = 1e11;          // a second: only to compare strateg
 constexpr double kWorthIt = 0.98;           // a gain below this is none, and so is one below
 constexpr double kWorthSeconds = 1e-3;      // what the greater number of calls costs
 
+// Scratch memory of NCCL collectives of so many ranks.
+int64_t nccl_bytes(const Config& config, int ranks) {
+  return ranks > 1 && config.parallel.collectives != "mpi" ? NcclOptions{}.scratch_bytes : 0;
+}
+
 void set_machine(Plan& plan) {
   const Config& c = plan.config;
   plan.gpu = c.run.backend != "cpu";
   plan.machine.gpu = plan.gpu;
+  plan.machine.ranks_on_node = plan.ranks_on_node;
   if (!plan.gpu) {
     check_cpu_collectives(c);
     plan.machine.dtype = DType::f32;  // the CPU emulates the others in it
-    const double bytes = kShareOfMemory * static_cast<double>(available_memory());
-    plan.machine.budget = static_cast<int64_t>(bytes) / plan.ranks_on_node;
+    plan.machine.budget = share_of(available_memory(), plan.ranks_on_node);
     return;
   }
   plan.machine.dtype = meaning_of_dtype(c.model.dtype, kAssumedCapability);
   plan.machine.row_multiple = kCudaRowMultiple;
   plan.flops_per_second = kShareOfPeak * peak_flops("H100", plan.machine.dtype);
-  plan.reserve_bytes = kCudaReserveBytes;
+  plan.reserve_bytes = kCudaReserveBytes + nccl_bytes(c, plan.ranks);
+  plan.machine.node_collectives_bytes = nccl_bytes(c, plan.ranks_on_node);
   plan.context_bytes = kCudaContextBytes;
-  if (plan.ranks > 1 && c.parallel.collectives != "mpi")
-    plan.reserve_bytes += NcclOptions{}.scratch_bytes;
   plan.gpu_memory_is_assumed = c.run.gpu_memory_gb == 0.0;
   plan.gpu_memory_gb = plan.gpu_memory_is_assumed ? kAssumedGpuMemory : c.run.gpu_memory_gb;
   // A cap does not count the context, neither here nor in a run.
@@ -56,6 +60,22 @@ void set_machine(Plan& plan) {
   plan.machine.budget =
       static_cast<int64_t>(plan.gpu_memory_is_assumed ? kShareOfMemory * bytes : bytes);
 }
+
+int nodes_of(int ranks, int ranks_on_node) {
+  return ranks_on_node > 0 ? (ranks + ranks_on_node - 1) / ranks_on_node : 1;
+}
+
+// A rank's collectives that only count, of all ranks and of those of its node.
+struct SilentRank {
+  SilentRank(int rank, int ranks, int ranks_on_node) : world(rank, ranks), node(rank, ranks) {
+    if (ranks_on_node == 0) return;
+    const int begin = rank / ranks_on_node * ranks_on_node;
+    node = SilentCollectives(rank - begin, std::min(ranks_on_node, ranks - begin));
+  }
+  BytesSent sent() const { return world.sent() + node.sent(); }
+
+  SilentCollectives world, node;
+};
 
 // If nothing is hidden: how much is, the links and the ranks on a node decide.
 double step_seconds(const Plan& plan, const StrategyPlan& s) {
@@ -150,12 +170,19 @@ std::string reason(const Plan& plan) {
 StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMachine& machine) {
   const Meanwhile other(job.config.parallel.strategy, strategy);
   RecordingBackend backend(machine.dtype, machine.row_multiple);
-  SilentCollectives last(job.ranks - 1, job.ranks), first(0, job.ranks);
+  const bool in_nodes = shards_in_nodes(job.config, nodes_of(job.ranks, machine.ranks_on_node));
+  const auto groups_of = [&](SilentRank& rank) {
+    return Groups(rank.world, in_nodes ? rank.node : rank.world);
+  };
+  SilentRank last_rank(job.ranks - 1, job.ranks, machine.ranks_on_node);
+  SilentRank first_rank(0, job.ranks, machine.ranks_on_node);
+  const Groups last = groups_of(last_rank), first = groups_of(first_rank);
   StrategyPlan plan;
   plan.strategy = strategy;
-  plan.policy = wanted_recompute(job, backend, last, machine.budget);
+  plan.collectives_bytes = in_nodes ? machine.node_collectives_bytes : 0;
+  plan.policy = wanted_recompute(job, backend, last, machine.budget - plan.collectives_bytes);
   const auto needed = [&](const Arena& arena) {
-    return arena.bytes() + (machine.gpu ? 0 : arena.host_bytes());
+    return arena.bytes() + plan.collectives_bytes + (machine.gpu ? 0 : arena.host_bytes());
   };
   const auto fits = [&](const Arena& arena) { return needed(arena) <= machine.budget; };
   plan.passes_together = choose_passes(job, backend, last, plan.policy, fits);
@@ -171,7 +198,7 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   Trainer busiest(job, backend, first, plan.policy, plan.passes_together, plan.layers_held);
   busiest.place();
   busiest.train_step(1);  // which gathers what later steps find there
-  const BytesSent before = first.sent();
+  const BytesSent before = first_rank.sent();
   backend.record(true);
   busiest.train_step(1);
   for (const OpRecord& record : backend.records()) {
@@ -179,7 +206,7 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
     if (record.op == "copy_in") plan.copied_in = static_cast<int64_t>(record.cost.bytes);
     if (record.op == "copy_out") plan.copied_out = static_cast<int64_t>(record.cost.bytes);
   }
-  plan.sent = first.sent() - before;
+  plan.sent = first_rank.sent() - before;
   return plan;
 }
 
@@ -192,7 +219,8 @@ Plan make_plan(const std::string& input, const Config& config, int ranks, int ra
   set_machine(plan);
   Job job = read_job(config, ranks);
   plan.warnings = job.warnings;
-  if (config.parallel.strategy == "zero3" && config.parallel.shard_group == "node") {
+  if (config.parallel.strategy == "zero3" && config.parallel.shard_group == "node" &&
+      nodes_of(ranks, ranks_on_node) == 1) {
     plan.warnings.push_back(
         "parallel.shard_group = \"node\": how many ranks a node has is not known here; zero3 is "
         "planned as one node of all ranks");

@@ -20,9 +20,11 @@ inline constexpr std::array<const char*, 4> kStrategies = {"ddp", "zero1", "zero
 // What the ranks compute on.
 struct PlanMachine {
   DType dtype = DType::bf16;
-  int64_t row_multiple = 1;  // of the backend
-  int64_t budget = 0;        // bytes a rank may plan for
-  bool gpu = false;          // false: what lies in host memory is of the same budget
+  int64_t row_multiple = 1;            // of the backend
+  int64_t budget = 0;                  // bytes a rank may plan for
+  bool gpu = false;                    // false: what lies in host memory is of the same budget
+  int ranks_on_node = 0;               // 0: all
+  int64_t node_collectives_bytes = 0;  // of the budget, where the base is sharded in nodes
 };
 
 struct StrategyPlan {
@@ -30,6 +32,7 @@ struct StrategyPlan {
   bool fits = false;
   std::array<int64_t, kMemoryClasses.size()> bytes = {};  // by MemoryClass
   int64_t total_bytes = 0;                                // of the device
+  int64_t collectives_bytes = 0;                          // besides, of those in nodes
   int64_t needed_bytes = 0;                               // of the budget
   std::vector<Recompute> policy;  // as the run would choose it; where nothing fits, the smallest
   int64_t passes_together = 1;    // likewise, as far as the device's memory goes

@@ -45,6 +45,11 @@ std::string assumptions(const Plan& plan, bool offloads) {
       fmt::format("on the GPU: what nvidia-smi shows of a rank, with {} of libraries and {} of "
                   "CUDA's context; NCCL's own buffers only a run can measure",
                   text_of_bytes(plan.reserve_bytes), text_of_bytes(plan.context_bytes)));
+  for (const StrategyPlan& s : plan.strategies) {
+    if (s.collectives_bytes == 0) continue;
+    line(fmt::format("{} needs {} more, for collectives of a node's ranks", s.strategy,
+                     text_of_bytes(s.collectives_bytes)));
+  }
   line(
       fmt::format("computing: {:.0f} TFLOP/s a rank, {:.0f} % of an H100's peak; part of the "
                   "sending goes on meanwhile",
@@ -108,7 +113,7 @@ std::string plan_table(const Plan& plan) {
   bytes_row("memory a rank", [](const StrategyPlan& s) { return s.total_bytes; });
   if (plan.gpu) {
     bytes_row("  on the GPU", [&](const StrategyPlan& s) {
-      return s.total_bytes + plan.reserve_bytes + plan.context_bytes;
+      return s.needed_bytes + plan.reserve_bytes + plan.context_bytes;
     });
   }
   row(fmt::format("fits in {}", text_of_bytes(plan.machine.budget)),

@@ -13,7 +13,6 @@
 #include "app/strategy_warning.h"
 #include "app/version.h"
 #include "comm/silent_collectives.h"
-#include "config/print.h"
 #include "io/file.h"
 #include "train/choose_layers_held.h"
 #include "train/choose_passes.h"
@@ -36,7 +35,8 @@ void warn_of_strategy(Prepared& p, int n_nodes) {
   const Machine& m = p.machine;
   const double peak = m.gpus.empty() ? 0.0 : peak_flops(m.gpus.front(), m.backend->dtype());
   const PlanMachine machine = {m.backend->dtype(), m.backend->row_multiple(), m.memory_budget,
-                               !m.gpus.empty()};
+                               !m.gpus.empty(),
+                               m.node_collectives ? m.node_collectives->size() : 0};
   const std::string warning = strategy_warning(*p.job, machine, n_nodes, kShareOfPeak * peak);
   if (!warning.empty()) p.job->warnings.push_back("parallel.strategy: " + warning);
 }
@@ -60,11 +60,21 @@ int64_t ranks_of_run(const CommandLine& command_line, int size) {
 }
 
 void check_resumed(Prepared& p) {
+  const Checkpoint& checkpoint = p.resumed->checkpoint;
+  // Where the ranks are not known, neither is the batch.
+  if (p.facts.ranks_of_run == 0 && p.job->config.train.gradient_accumulation_steps > 0 &&
+      checkpoint.ranks() != p.job->ranks) {
+    fail(ExitCode::usage, "--check",
+         fmt::format("is not told how many ranks the run has, which its global batch follows from "
+                     "with train.gradient_accumulation_steps ({} is of {} ranks)",
+                     checkpoint.path(), checkpoint.ranks()),
+         fmt::format("add --ranks {}, or as many as the run will have", checkpoint.ranks()));
+  }
   const std::string changed = check_same_job(*p.resumed, *p.job, *p.machine.backend);
   const int64_t n_elem = p.trainer->model_state().layout().n_elem();
-  if (const Checkpoint& c = p.resumed->checkpoint; c.n_elem() != n_elem) {
-    fail(ExitCode::usage, c.path(),
-         fmt::format("holds {} elements, {} are trained", c.n_elem(), n_elem),
+  if (checkpoint.n_elem() != n_elem) {
+    fail(ExitCode::usage, checkpoint.path(),
+         fmt::format("holds {} elements, {} are trained", checkpoint.n_elem(), n_elem),
          "the model or the adapters have another shape: set checkpoint.resume = \"never\", or go "
          "back to the input that wrote it");
   }
@@ -73,8 +83,17 @@ void check_resumed(Prepared& p) {
   if (!changed.empty()) {
     p.facts.continues =
         fmt::format("step {} of {}; not the same run any more: {} changed, as allowed",
-                    p.resumed->checkpoint.step(), p.resumed->checkpoint.path(), changed);
+                    checkpoint.step(), checkpoint.path(), changed);
   }
+}
+
+// Slices differ by a block, and so may what fits: what any rank computes again, all do.
+std::vector<Recompute> most_recompute(const std::vector<Recompute>& own, const World& world) {
+  std::vector<int64_t> layers;
+  for (const Recompute r : own) layers.push_back(static_cast<int64_t>(r));
+  std::vector<Recompute> most;
+  for (const int64_t r : world.max(layers)) most.push_back(static_cast<Recompute>(r));
+  return most;
 }
 
 // What of policy, passes and gathered layers the memory allows, on all ranks alike.
@@ -91,10 +110,11 @@ void make_trainer(Prepared& p, const World& world) {
     const std::vector<double> all = world.gather(static_cast<double>(chosen));
     return static_cast<int64_t>(*std::min_element(all.begin(), all.end()));
   };
-  p.passes_together = agreed([&] {
-    p.policy = choose_recompute(*p.job, backend, groups, p.machine.memory_budget);
-    return choose_passes(*p.job, backend, groups, p.policy, fits);
-  });
+  world.together(
+      [&] { p.policy = choose_recompute(*p.job, backend, groups, p.machine.memory_budget); });
+  p.policy = most_recompute(p.policy, world);
+  p.passes_together =
+      agreed([&] { return choose_passes(*p.job, backend, groups, p.policy, fits); });
   p.layers_held = agreed([&] {
     if (p.machine.gpus.empty()) return kFewestLayersHeld;
     return choose_layers_held(*p.job, backend, groups, p.policy, p.passes_together, fits);
@@ -109,15 +129,23 @@ void make_trainer(Prepared& p, const World& world) {
 
 }  // namespace
 
+Config read_config(const CommandLine& command_line, const World& world) {
+  std::string text;
+  world.first_rank([&] { text = read_input_file(command_line.input); });
+  text = world.broadcast(text);
+  Config config;
+  // What it names must be there on every node.
+  world.together([&] { config = parse_config(text, command_line.input, command_line.overrides); });
+  return config;
+}
+
 Prepared prepare(const CommandLine& command_line, const World& world) {
   Prepared p;
-  Config config;
   const int64_t ranks_known = ranks_of_run(command_line, world.size());
   const int ranks = ranks_known > 0 ? static_cast<int>(ranks_known) : world.size();
   world.agree("the build of utrain", build_identity());
-  world.together([&] { config = read_config(command_line.input, command_line.overrides); });
+  const Config config = read_config(command_line, world);
   world.watchdog().set_timeout(config.run.hang_timeout);
-  world.agree("the configuration", print_config(config));
   world.together([&] {
     p.job = std::make_unique<Job>(read_job(config, ranks));
     if (command_line.dump.empty())

@@ -25,6 +25,9 @@ struct Prepared {
   std::optional<Resumed> resumed;  // never by a dry run or a dump
 };
 
+// The input as every rank has it: one of them reads the file. Collective.
+Config read_config(const CommandLine& command_line, const World& world);
+
 // Everything short of taking the memory: what --check checks. Collective.
 Prepared prepare(const CommandLine& command_line, const World& world);
 

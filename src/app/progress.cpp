@@ -61,6 +61,12 @@ void flush_lines() {
   if (std::fflush(stdout) != 0 && errno == EPIPE) std::clearerr(stdout);
 }
 
+void check_output() {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
+  fail(ExitCode::io, "standard output", "cannot be written",
+       "check space, quota and where the output goes");
+}
+
 Progress::Progress(int64_t total_steps, int64_t every, bool every_is_given, int64_t first_step)
     : total_steps_(total_steps),
       every_(every),

@@ -15,6 +15,8 @@ std::string text_of_count(double n);           // "12,345"
 
 // What was printed goes out. That its reader has gone is no fault of a run (see StopSignals).
 void flush_lines();
+// Fails with io where what was printed has not arrived.
+void check_output();
 
 class Progress {
  public:

@@ -137,8 +137,10 @@ std::string start_table(const Job& job, const RunFacts& facts, const Arena& aren
   };
   data_row("data", c.data.train, job.train_rows);
   if (job.has_eval()) data_row("eval", c.data.eval, job.eval_rows);
-  row("steps", fmt::format("{} of {} rows ({} rows a pass and rank), {} an epoch", job.total_steps,
-                           job.global_batch_size, c.train.micro_batch_size, job.steps_per_epoch));
+  row("steps", fmt::format("{} of {} row{} ({} row{} a pass and rank), {} an epoch",
+                           job.total_steps, job.global_batch_size,
+                           job.global_batch_size == 1 ? "" : "s", c.train.micro_batch_size,
+                           c.train.micro_batch_size == 1 ? "" : "s", job.steps_per_epoch));
   row("recompute", text_of_policy(policy));
   if (facts.passes_together > 1)
     row("together", fmt::format("{} passes, layer by layer", facts.passes_together));

@@ -76,8 +76,7 @@ Resumed open(const std::string& path, const World& world) {
 constexpr std::array<std::string_view, 4> kOfRanks = {"ranks", "gpus", "recompute",
                                                       "passes_together"};
 
-std::string text_of_ranks(const Json& ranks) {
-  const std::string n = to_text(ranks);
+std::string text_of_ranks(const std::string& n) {
   return fmt::format("{} rank{}", n, n == "1" ? "" : "s");
 }
 
@@ -193,7 +192,7 @@ std::string text_of_resume(const Resumed& resumed, const Json& fingerprint, int6
   std::string others;
   for (const auto& [key, was, is] : changed_numbers(*then, now))
     others += fmt::format("{}{}", others.empty() ? "" : ", ",
-                          key == "ranks"   ? fmt::format("{} ranks, now {}", was, is)
+                          key == "ranks"   ? fmt::format("{}, now {}", text_of_ranks(was), is)
                           : key == "build" ? std::string("another build")
                                            : key);
   if (!others.empty())
@@ -201,7 +200,7 @@ std::string text_of_resume(const Resumed& resumed, const Json& fingerprint, int6
   else if (is_of_other_ranks && then_ranks != nullptr)
     text += fmt::format(
         "; equal to the bit on {} and machines like those that wrote it, else to rounding",
-        text_of_ranks(*then_ranks));
+        text_of_ranks(to_text(*then_ranks)));
   return text;
 }
 

@@ -9,6 +9,7 @@
 #include "app/run_numbers.h"
 #include "app/save.h"
 #include "config/print.h"
+#include "core/finite.h"
 #include "core/process.h"
 #include "parallel/replicas.h"
 
@@ -43,7 +44,8 @@ Run::Run(Prepared& prepared, const World& world, int64_t n_steps, bool dry_run, 
     : p_(prepared), world_(world), stop_(stop), n_steps_(n_steps), dry_run_(dry_run) {
   const Config& c = p_.job->config;
   world_.first_rank([&] {
-    directory_.emplace(c.run.dir, c.run.overwrite, start_of(p_, dry_run_));
+    directory_.emplace(c.run.dir, c.run.overwrite, start_of(p_, dry_run_),
+                       [&](const auto&) { world_.watchdog().progress(); });
     if (!dry_run_) directory_->write_text("input.resolved.toml", print_config(c));
     stop_.look_into(c.run.dir);
   });
@@ -83,8 +85,7 @@ bool Run::train() {
   totals_.exposed_seconds = p_.trainer->exposed_seconds();
   if (p_.job->is_full()) return true;  // save_model looks at every weight
   parameters_ = p_.trainer->parameters_on_host();
-  if (!std::all_of(parameters_.begin(), parameters_.end(),
-                   [](float x) { return std::isfinite(x); })) {
+  if (!are_finite(parameters_)) {
     fail_diverged(fmt::format("step {}: the adapter holds numbers that are not finite", n_steps_));
   }
   return true;
@@ -116,7 +117,7 @@ void Run::save() {
   totals_.save_seconds = seconds_since(begin);
 }
 
-void Run::finish(ExitCode code) {
+void Run::sum_up(ExitCode code) {
   world_.watchdog().enter(RunPhase::end, totals_.steps);
   totals_.exit_code = static_cast<int>(code);
   totals_.wall_seconds = seconds_since_exec();
@@ -126,6 +127,10 @@ void Run::finish(ExitCode code) {
   if (checkpoints_->n_written() > 0) totals_.last_checkpoint = checkpoints_->last_path();
   const std::vector<double> peaks = world_.gather(static_cast<double>(peak_memory()));
   totals_.peak_memory = static_cast<int64_t>(*std::max_element(peaks.begin(), peaks.end()));
+}
+
+void Run::write_summary(ExitCode code) {
+  totals_.exit_code = static_cast<int>(code);
   world_.first_rank([&] {
     directory_->sync_metrics();
     if (dry_run_) return;
@@ -133,11 +138,21 @@ void Run::finish(ExitCode code) {
   });
 }
 
-void Run::print_end() {
-  if (world_.rank() != 0) return;
-  progress_.reset();
-  fmt::print("{}{}", end_summary(*p_.job, p_.facts, *p_.trainer, totals_), how_it_stopped_);
-  flush_lines();
+ExitCode Run::finish(ExitCode code) {
+  sum_up(code);
+  try {
+    world_.first_rank([&] {
+      progress_.reset();
+      fmt::print("{}{}", end_summary(*p_.job, p_.facts, *p_.trainer, totals_), how_it_stopped_);
+      flush_lines();
+      check_output();
+    });
+  } catch (const SharedError& lost) {  // before the summary, so that it has the code of the process
+    write_summary(lost.code());
+    throw;
+  }
+  write_summary(code);
+  return code;
 }
 
 bool Run::evaluates(int64_t step) const {
@@ -254,7 +269,8 @@ void Run::compare(int64_t step, const std::string& replicas) {
 
 void Run::end_failing(ExitCode code, const std::string& line) {
   totals_.exposed_seconds = p_.trainer->exposed_seconds();
-  finish(code);
+  sum_up(code);
+  write_summary(code);
   progress_.reset();
   throw SharedError(code, line);
 }

@@ -21,10 +21,13 @@ class Run {
 
   bool train();  // false: stopped before the last step, and saved
   void save();   // the adapter or the model
-  void finish(ExitCode code);
-  void print_end();
+  // Says how it went, writes summary.json, and returns code. Fails with io, in summary.json too,
+  // where standard output is lost.
+  ExitCode finish(ExitCode code);
 
  private:
+  void sum_up(ExitCode code);
+  void write_summary(ExitCode code);
   void report(const std::vector<StepStats>& steps);
   void report(const StepStats& stats);
   void count(const StepStats& stats);

@@ -23,11 +23,22 @@ namespace fs = std::filesystem;
 
 namespace {
 
+bool leads_nowhere(const fs::path& path) {
+  std::error_code ignored;
+  return fs::is_symlink(fs::symlink_status(path, ignored)) && !fs::exists(path, ignored);
+}
+
 // What is there already, dir itself or something above it, must be a directory to write to.
 void check_can_be_made(const std::string& dir) {
   std::error_code error;
   fs::path above = fs::absolute(dir, error);
   while (!error && !fs::exists(above, error) && !error && above.has_relative_path()) {
+    if (leads_nowhere(above)) {
+      fail(ExitCode::usage, dir,
+           fmt::format("{} is a link to {}, which does not exist", above.string(),
+                       fs::read_symlink(above, error).string()),
+           "make that directory, or name another run.dir");
+    }
     above = above.parent_path();
   }
   if (error) {
@@ -46,6 +57,20 @@ void check_can_be_made(const std::string& dir) {
          fmt::format("{} cannot be written: {}", above.string(), std::strerror(errno)),
          "make it writable, or name another run.dir");
   }
+}
+
+// What has a name of ours must be what we make of it.
+void check_kinds(const std::string& dir) {
+  std::error_code ignored;
+  const std::string lock = dir + "/.lock", checkpoints = checkpoints_folder(dir);
+  const auto refuse = [](const std::string& path, const char* what) {
+    fail(ExitCode::usage, path, what, "move it away, or name another run.dir");
+  };
+  if (fs::exists(lock, ignored) && !fs::is_regular_file(lock, ignored))
+    refuse(lock, "is not a regular file, as a run makes it");
+  if (leads_nowhere(checkpoints)) refuse(checkpoints, "is a link to what does not exist");
+  if (fs::exists(checkpoints, ignored) && !fs::is_directory(checkpoints, ignored))
+    refuse(checkpoints, "is not a directory, as a run makes it");
 }
 
 bool is_locked(const std::string& dir) {
@@ -100,11 +125,10 @@ void cut_metrics(const std::string& path, int64_t step) {
 }
 
 // A name under which nothing looks for checkpoints; what was left there before goes.
-std::string set_aside(const std::string& checkpoint) {
+std::string set_aside(const std::string& checkpoint, const FileSign& sign) {
   const fs::path path(checkpoint);
   const fs::path aside = path.parent_path() / ("unused-" + path.filename().string());
-  std::error_code error;
-  fs::remove_all(aside, error);
+  std::error_code error = remove_tree(aside.string(), sign);
   if (!error) fs::rename(path, aside, error);
   if (error) fail_io(checkpoint, "cannot be renamed", error.value());
   return aside.filename().string();
@@ -128,6 +152,7 @@ bool holds_finished_run(const std::string& dir) {
 
 void check_run_directory(const std::string& dir, bool overwrite, bool dry_run) {
   check_can_be_made(dir);
+  check_kinds(dir);
   if (is_locked(dir)) fail_locked(dir);
   check_not_finished(dir, overwrite);
   if (dry_run && !list_checkpoints(checkpoints_folder(dir)).empty()) {
@@ -160,29 +185,35 @@ RunLock::~RunLock() {
   close(file_);
 }
 
-RunDirectory::RunDirectory(const std::string& dir, bool overwrite, const RunStart& start)
+RunDirectory::RunDirectory(const std::string& dir, bool overwrite, const RunStart& start,
+                           const FileSign& sign)
     : dir_(dir) {
   check_run_directory(dir, overwrite, start.dry_run);
   std::error_code error;
   fs::create_directories(dir, error);
   if (error) fail_io(dir, "cannot make run.dir", error.value());
   lock_.emplace(dir);
-  take(overwrite, start);
+  take(overwrite, start, sign);
   const std::string metrics = dir + "/metrics.jsonl";
   metrics_ = open(metrics.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (metrics_ < 0) fail_io(metrics, "cannot open", errno);
 }
 
-void RunDirectory::take(bool overwrite, const RunStart& start) {
+void RunDirectory::take(bool overwrite, const RunStart& start, const FileSign& sign) {
+  const auto remove = [&](const std::string& name) {
+    const std::string path = dir_ + "/" + name;
+    const std::error_code error = remove_tree(path, sign);
+    if (error) fail_io(path, "cannot remove what an earlier run left", error.value());
+  };
   check_not_finished(dir_, overwrite);  // a run may have finished before the lock was ours
   if (start.dry_run) return remove("metrics.jsonl");
   const std::string folder = checkpoints_folder(dir_);
   if (start.after_step > 0) {
     cut_metrics(dir_ + "/metrics.jsonl", start.after_step);
-    for (const std::string& checkpoint : start.damaged) set_aside(checkpoint);
+    for (const std::string& checkpoint : start.damaged) set_aside(checkpoint, sign);
     for (const std::string& checkpoint : start.unused)
       warn(fmt::format("{}: is newer than what the run goes on from, now {}", checkpoint,
-                       set_aside(checkpoint)));
+                       set_aside(checkpoint, sign)));
   } else {
     if (!start.clears_checkpoints && !list_checkpoints(folder).empty()) {
       fail(ExitCode::usage, folder, "checkpoints came to be while this run was starting",
@@ -192,13 +223,6 @@ void RunDirectory::take(bool overwrite, const RunStart& start) {
     remove("metrics.jsonl");
   }
   for (const char* name : {"summary.json", "input.resolved.toml", "adapter", "model"}) remove(name);
-}
-
-void RunDirectory::remove(const std::string& name) {
-  const std::string path = dir_ + "/" + name;
-  std::error_code error;
-  fs::remove_all(path, error);
-  if (error) fail_io(path, "cannot remove what an earlier run left", error.value());
 }
 
 RunDirectory::~RunDirectory() {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "config/config.h"
+#include "io/file.h"
 #include "io/json.h"
 #include "train/trainer.h"
 
@@ -16,9 +17,9 @@ namespace utrain {
 // A summary.json that tells of exit code 0.
 bool holds_finished_run(const std::string& dir);
 
-// Fails where dir holds a finished run and overwrite is off, is in use, cannot be a directory, or
-// holds checkpoints and a dry run would replace the metrics that belong to them (usage), or cannot
-// be written (io). Reads only.
+// Fails where dir holds a finished run and overwrite is off, is in use, cannot be a directory, holds
+// something else under a name of ours, or checkpoints while a dry run would replace the metrics that
+// belong to them (usage), or cannot be written (io). Reads only.
 void check_run_directory(const std::string& dir, bool overwrite, bool dry_run);
 
 // How a run takes its directory.
@@ -47,7 +48,9 @@ class RunLock {
 class RunDirectory {
  public:
   // Checks, creates, locks, and clears what the run does not go on from. Fails with usage, or io.
-  RunDirectory(const std::string& dir, bool overwrite, const RunStart& start);
+  // sign is given at each file of an earlier run that goes.
+  RunDirectory(const std::string& dir, bool overwrite, const RunStart& start,
+               const FileSign& sign = {});
   ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;
   RunDirectory& operator=(const RunDirectory&) = delete;
@@ -64,8 +67,7 @@ class RunDirectory {
   void write_text(const std::string& name, const std::string& text);
 
  private:
-  void take(bool overwrite, const RunStart& start);
-  void remove(const std::string& name);
+  void take(bool overwrite, const RunStart& start, const FileSign& sign);
   void write_line(const Json& line);
 
   std::string dir_;

@@ -1,11 +1,11 @@
 #include "app/save.h"
 
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <optional>
 
 #include "core/convert.h"
+#include "core/finite.h"
 #include "io/file.h"
 #include "io/json.h"
 #include "io/peft_adapter.h"
@@ -44,10 +44,6 @@ FileDType in_file(DType dtype) {
   return dtype == DType::bf16  ? FileDType::bf16
          : dtype == DType::f16 ? FileDType::f16
                                : FileDType::f32;
-}
-
-bool are_finite(const float* values, int64_t n) {
-  return std::all_of(values, values + n, [](float x) { return std::isfinite(x); });
 }
 
 // The files of a model that is being written, by rank 0: tensors come in the order of the layout.
@@ -165,7 +161,7 @@ int64_t save_adapter(const std::string& dir, const TrainableLayout& layout,
       read_elements(*stored, 0, t.rows * t.cols, values.data());
     }
     if (!std::equal(values.begin(), values.end(), parameters.begin() + t.offset) ||
-        !are_finite(values.data(), t.rows * t.cols)) {
+        !are_finite(values)) {
       fail(ExitCode::io, dir,
            fmt::format("{} reads back with other values than were written", t.name),
            "the file system may be faulty; run again elsewhere");
@@ -194,7 +190,7 @@ SavedModel save_model(const std::string& dir, const std::string& source, DType d
       for (; next != layout.tensors().end() && next->unit == u && not_finite.empty(); ++next) {
         world.watchdog().progress();
         const float* values = &unit[static_cast<size_t>(next->offset - begin)];
-        if (are_finite(values, next->n_elem()))
+        if (are_finite({values, static_cast<size_t>(next->n_elem())}))
           writer->write(*next, values);
         else
           not_finite = next->name;

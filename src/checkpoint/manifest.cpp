@@ -116,7 +116,8 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
   for (const Json& of_rank : array_at(object, "slices"))
     m.slices.push_back(slices_from(of_rank, where));
   if (m.ranks() != ranks)
-    fail_checkpoint(where, fmt::format("slices of {} ranks, {} wanted", m.ranks(), ranks));
+    fail_checkpoint(where, fmt::format("slices of {} rank{}, {} wanted", m.ranks(),
+                                       m.ranks() == 1 ? "" : "s", ranks));
   if (const std::string fault = fault_of_slices(m.slices, m.n_elem); !fault.empty())
     fail_checkpoint(where, fault);
 

@@ -58,22 +58,6 @@ void check_room(const std::string& folder, int64_t bytes) {
          "make room, or name a run.dir on a larger file system");
 }
 
-// What cannot be removed stays, and what a link leads to.
-void remove_tree(const std::string& path, const FileSign& sign) {
-  std::error_code error, ignored;
-  std::vector<fs::path> files;
-  if (!fs::is_symlink(fs::symlink_status(path, ignored)))
-    for (fs::recursive_directory_iterator it(path, error), end; !error && it != end;
-         it.increment(error))
-      if (!it->is_directory(ignored)) files.push_back(it->path());
-  for (const fs::path& file : files) {
-    show(sign, file.string());
-    fs::remove(file, ignored);
-  }
-  show(sign, path);
-  fs::remove_all(path, ignored);
-}
-
 // What cannot be removed now is in nobody's way, and is tried again at the next save.
 void remove_left_overs(const std::string& folder, const FileSign& sign) {
   std::error_code error;

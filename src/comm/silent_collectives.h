@@ -13,6 +13,10 @@ namespace utrain {
 struct BytesSent {
   int64_t all_reduce = 0, reduce_scatter = 0, all_gather = 0, broadcast = 0;
   int64_t sum() const { return all_reduce + reduce_scatter + all_gather + broadcast; }
+  friend BytesSent operator+(const BytesSent& a, const BytesSent& b) {
+    return {a.all_reduce + b.all_reduce, a.reduce_scatter + b.reduce_scatter,
+            a.all_gather + b.all_gather, a.broadcast + b.broadcast};
+  }
   friend BytesSent operator-(const BytesSent& a, const BytesSent& b) {
     return {a.all_reduce - b.all_reduce, a.reduce_scatter - b.reduce_scatter,
             a.all_gather - b.all_gather, a.broadcast - b.broadcast};

@@ -133,6 +133,9 @@ class Parser {
   void take_positional(const std::string& word) {
     // The value of "--lora.r 8": the line is refused already.
     if (std::exchange(key_without_value_, false)) return;
+    if (word.empty())
+      return problem(fmt::format(
+          "command line: found an empty word, wanted an input file; {} (utrain --help)", kUsage));
     if (word.size() > 1 && word[0] == '-') return problem(unknown_flag(flags_, word));
     if (seen_.count("help-config") != 0 && line_.help_section.empty())
       line_.help_section = word;

@@ -1,11 +1,9 @@
 #include "config/input_file.h"
 
-#include <fcntl.h>
 #include <fmt/core.h>
 #include <fmt/ranges.h>
 #include <sys/stat.h>
 #include <toml++/toml.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -23,7 +21,6 @@
 namespace utrain {
 namespace {
 
-constexpr size_t kMaxBytes = 64 * 1024;
 // toml++ 3.3.0 bounds nested values but recurses (272 bytes of stack) for every part of a dotted
 // key when it frees the table: 30 000 parts, 60 KB, overflow 8 MiB.
 constexpr size_t kMaxDots = 8192;
@@ -184,7 +181,7 @@ std::vector<Setting> read_settings(const std::string& text, const std::string& f
 
 // The value of `x = text`, nothing when that is not TOML.
 std::optional<Value> parse_value(const std::string& text) {
-  if (text.size() > kMaxBytes || has_too_many_dots(text)) return std::nullopt;
+  if (text.size() > kMaxInputBytes || has_too_many_dots(text)) return std::nullopt;
   if (text.find_first_of("\r\n") != text.npos) return std::nullopt;  // would set other keys
   try {
     const toml::table root = toml::parse("x = " + text);
@@ -319,47 +316,11 @@ void check_result(const Config& config, const std::string& file,
   }
 }
 
-struct File {
-  int descriptor;
-  ~File() {
-    if (descriptor >= 0) close(descriptor);
-  }
-};
-
 }  // namespace
-
-std::string read_input_file(const std::string& file) {
-  const auto refuse = [&](std::string_view what, std::string_view remedy) {
-    fail(ExitCode::usage, file, what, remedy);
-  };
-  // Without blocking: a pipe that nobody writes to would hold all ranks.
-  const File opened{open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-  if (opened.descriptor < 0 && (errno == ENOENT || errno == ENOTDIR))
-    refuse("does not exist", "give the path of an input.toml");
-  struct stat status;
-  if (opened.descriptor < 0 || fstat(opened.descriptor, &status) != 0)
-    refuse(fmt::format("cannot be opened ({})", std::strerror(errno)), "make it readable");
-  if (S_ISDIR(status.st_mode)) refuse("is a directory", "give the input.toml in it");
-  if (!S_ISREG(status.st_mode)) refuse("is not a regular file", "give the path of an input.toml");
-
-  std::string text(kMaxBytes + 1, '\0');
-  size_t size = 0;
-  while (size < text.size()) {
-    const ssize_t n = read(opened.descriptor, text.data() + size, text.size() - size);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) refuse(fmt::format("cannot be read ({})", std::strerror(errno)), "make it readable");
-    if (n == 0) break;
-    size += static_cast<size_t>(n);
-  }
-  if (size > kMaxBytes)
-    refuse("is larger than 64 KiB", "give an input.toml; token data belongs into data.train");
-  text.resize(size);
-  return text;
-}
 
 Config parse_config(const std::string& text, const std::string& file,
                     const std::vector<Override>& overrides) {
-  if (text.size() > kMaxBytes)
+  if (text.size() > kMaxInputBytes)
     fail(ExitCode::usage, file, "is larger than 64 KiB", "make it smaller");
   if (has_too_many_dots(text))
     fail(ExitCode::usage, file,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "config/config.h"
+#include "config/input_text.h"
 
 namespace utrain {
 
@@ -18,9 +19,8 @@ struct Override {
 
 Config read_config(const std::string& file, const std::vector<Override>& overrides);
 
-// The two halves of read_config: the text of a regular file of at most 64 KiB; `file` is only its
-// name in messages.
-std::string read_input_file(const std::string& file);
+// The half of read_config that does not read (the other: input_text.h); `file` is only the name of
+// the input in messages.
 Config parse_config(const std::string& text, const std::string& file,
                     const std::vector<Override>& overrides);
 

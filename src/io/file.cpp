@@ -16,6 +16,7 @@
 #include <filesystem>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 namespace utrain {
 namespace {
@@ -293,6 +294,23 @@ void sync_directory(const std::string& dir) {
   // Some file systems cannot sync a directory: then the rename is as durable as they make it.
   if (directory.get() >= 0 && ::fsync(directory.get()) != 0 && errno != EINVAL && errno != ENOTSUP)
     fail_io(dir, "syncing the directory failed", errno);
+}
+
+std::error_code remove_tree(const std::string& path, const FileSign& sign) {
+  namespace fs = std::filesystem;
+  std::error_code error, ignored;
+  std::vector<fs::path> files;
+  if (!fs::is_symlink(fs::symlink_status(path, ignored)))
+    for (fs::recursive_directory_iterator it(path, error), end; !error && it != end;
+         it.increment(error))
+      if (!it->is_directory(ignored)) files.push_back(it->path());
+  for (const fs::path& file : files) {
+    show(sign, file.string());
+    fs::remove(file, ignored);
+  }
+  show(sign, path);
+  fs::remove_all(path, error);
+  return error;
 }
 
 void write_text_file(const std::string& path, std::string_view text, const FileSign& sign) {

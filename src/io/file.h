@@ -9,6 +9,7 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 #include "core/error.h"
 #include "core/process.h"
@@ -78,6 +79,10 @@ class AtomicFile {
 int sync_file_data(int fd, int64_t bytes, const FileSign& sign, const std::string& path);
 // Makes durable which names a directory holds, as far as its file system can. Fails with io.
 void sync_directory(const std::string& dir);
+
+// Removes what has this name, if anything has, with all that is in it; not what a link leads to. The
+// first thing that cannot be removed is told by the error, and what can be goes all the same.
+std::error_code remove_tree(const std::string& path, const FileSign& sign = {});
 
 // Through AtomicFile.
 void write_text_file(const std::string& path, std::string_view text, const FileSign& sign = {});

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/finite.h"
 #include "data/tokenizer.h"
 #include "io/file.h"
 #include "io/peft_adapter.h"
@@ -112,7 +113,7 @@ std::vector<float> read_adapter(const std::string& dir, const TrainableLayout& l
   for (const Trainable& t : layout.tensors()) {
     float* out = &flat[static_cast<size_t>(t.offset)];
     read_elements(*file.find(t.name), 0, t.rows * t.cols, out);
-    if (!std::all_of(out, out + t.rows * t.cols, [](float x) { return std::isfinite(x); })) {
+    if (!are_finite({out, static_cast<size_t>(t.n_elem())})) {
       fail(ExitCode::bad_file, file.path(),
            fmt::format("{} holds numbers that are not finite", t.name), "take another adapter");
     }
@@ -176,13 +177,14 @@ void count_steps(Job& job) {
   }
   if (t.warmup_steps >= job.total_steps) {
     job.warnings.push_back(fmt::format(
-        "train.warmup_steps = {} is not below the {} steps of the run: lr stays below {}",
-        t.warmup_steps, job.total_steps, t.lr));
+        "train.warmup_steps = {} is not below the {} step{} of the run: lr stays below {}",
+        t.warmup_steps, job.total_steps, job.total_steps == 1 ? "" : "s", t.lr));
   }
   if (job.global_batch_size < ranks) {
-    job.warnings.push_back(
-        fmt::format("{} rows per step on {} ranks: {} of them have nothing to do",
-                    job.global_batch_size, ranks, ranks - job.global_batch_size));
+    job.warnings.push_back(fmt::format(
+        "{} row{} per step on {} ranks: {} of them ha{} nothing to do", job.global_batch_size,
+        job.global_batch_size == 1 ? "" : "s", ranks, ranks - job.global_batch_size,
+        ranks - job.global_batch_size == 1 ? "s" : "ve"));
   }
 }
 

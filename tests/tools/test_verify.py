@@ -242,7 +242,7 @@ class Verify(unittest.TestCase):
         changed["parameters"][355] += 1.0  # between tensors
         code, out, err = self.run_tool(self.path, make(self.at("other"), changed, ranks=1, step=7))
         self.assertEqual((code, err), (1, ""))
-        self.assertIn("step 7 of 1 ranks", out)
+        self.assertIn("step 7 of 1 rank\n", out)
         self.assertRegex(out, r"parameters 3 tensors, equal to the bit")
         self.assertRegex(out, r"m +3 tensors, largest difference 0.5 in norm.weight")
         self.assertRegex(out, r"v +3 tensors, largest difference inf in a.lora_A.weight")

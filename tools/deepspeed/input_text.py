@@ -34,7 +34,7 @@ def input_text(translation, name):
     lines = [f"# From {comment(' and '.join(translation.sources))}, by tools/import_deepspeed."]
     if translation.ranks:
         # Without the flags mpirun refuses more ranks than cores, and ties each rank to one core.
-        lines.append(f"# For {translation.ranks} ranks: mpirun -np {translation.ranks} --oversubscribe --bind-to none "
+        lines.append(f"# For {translation.ranks} rank{'' if translation.ranks == 1 else 's'}: mpirun -np {translation.ranks} --oversubscribe --bind-to none "
                      f"./utrain {comment(name)}")
     for section, keys in SECTIONS.items():
         rows = []

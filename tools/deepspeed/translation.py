@@ -300,6 +300,10 @@ def take_same(keys, out, name, value):
         out.same.append(f"{keys.label(name)} = {shown(found)}")
 
 
+def count_of_ranks(n):
+    return f"{n} rank{'' if n == 1 else 's'}"
+
+
 def settle_batch(out):
     """global_batch_size where the file has it, since it holds on any number of ranks; else gradient_accumulation_steps."""
     train, micro, accumulation = (out.batch.get(what, (None, "")) for what in ("train", "micro", "accumulation"))
@@ -312,7 +316,7 @@ def settle_batch(out):
     out.set("train.global_batch_size", train[0], train[1])
     factors = [(n, source) for n, source in (micro, accumulation) if n]
     if out.ranks:
-        factors.append((out.ranks, f"{out.ranks} ranks"))
+        factors.append((out.ranks, count_of_ranks(out.ranks)))
     product = 1
     for n, _ in factors:
         product *= n
@@ -322,4 +326,4 @@ def settle_batch(out):
                                   "global_batch_size is taken from the former")
     elif accumulation[0]:
         out.same.append(f"{accumulation[1]}, as it follows from global_batch_size"
-                        + (f" on {train[0] // micro[0] // accumulation[0]} ranks" if micro[0] else ""))
+                        + (f" on {count_of_ranks(train[0] // micro[0] // accumulation[0])}" if micro[0] else ""))
