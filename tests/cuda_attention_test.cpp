@@ -179,22 +179,25 @@ TEST(CudaAttention, SameBits) {
   }
 }
 
+// Of every kernel of tensor cores.
 TEST(CudaAttention, DocumentsDoNotSeeEachOther) {
   UTRAIN_NEEDS_GPU();
   for (const DType dtype : kCudaDTypes) {
-    for (const auto& [padding, options] : kVariants) {
-      Attention attention({70, 1, 133}, {.Hq = 2, .Hkv = 1, .D = 64});
-      const Attention::Result before = attention.run(CudaOperands(dtype, padding, options));
-      for (int64_t n = 0; n < attention.qkv.rows; ++n) {
-        if (n == 70) continue;
-        for (int64_t c = 0; c < attention.qkv.cols; ++c) attention.qkv.at(n, c) += 3.0;
-        for (int64_t c = 0; c < attention.dout.cols; ++c) attention.dout.at(n, c) += 3.0;
+    for (const int64_t D : {64, 128}) {
+      for (const auto& [padding, options] : kVariants) {
+        Attention attention({70, 1, 133}, {.Hq = 2, .Hkv = 1, .D = D});
+        const Attention::Result before = attention.run(CudaOperands(dtype, padding, options));
+        for (int64_t n = 0; n < attention.qkv.rows; ++n) {
+          if (n == 70) continue;
+          for (int64_t c = 0; c < attention.qkv.cols; ++c) attention.qkv.at(n, c) += 3.0;
+          for (int64_t c = 0; c < attention.dout.cols; ++c) attention.dout.at(n, c) += 3.0;
+        }
+        const Attention::Result after = attention.run(CudaOperands(dtype, padding, options));
+        for (int64_t c = 0; c < before.out.cols; ++c)
+          EXPECT_EQ(after.out.real(70, c), before.out.real(70, c));
+        for (int64_t c = 0; c < before.dqkv.cols; ++c)
+          EXPECT_EQ(after.dqkv.real(70, c), before.dqkv.real(70, c));
       }
-      const Attention::Result after = attention.run(CudaOperands(dtype, padding, options));
-      for (int64_t c = 0; c < before.out.cols; ++c)
-        EXPECT_EQ(after.out.real(70, c), before.out.real(70, c));
-      for (int64_t c = 0; c < before.dqkv.cols; ++c)
-        EXPECT_EQ(after.dqkv.real(70, c), before.dqkv.real(70, c));
     }
   }
 }
