@@ -1,6 +1,6 @@
 // Causal attention inside each document: who computes it, and delta = sum(dout * out)
-//   attention_{forward,dq,dkdv}_wgmma.cu          Hopper: bfloat16 and float16, D 64 and 128, aligned
-//                                                 rows
+//   attention_{forward,dq,dkdv}_wgmma.cu          Hopper: bfloat16 and float16, D 64 and 128,
+//                                                 aligned rows
 //   attention_forward.cu, attention_backward.cu   the same on tensor cores of other GPUs
 //   attention_fma.cu                              everything else
 //   lse and delta [N, Hq] are float32.                         CPU twin: src/cpu/attention.h

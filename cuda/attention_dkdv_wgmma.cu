@@ -1,10 +1,10 @@
 // dK and dV of attention on Hopper, P made again from lse (Dao 2023, arXiv:2307.08691; Shah et al.
 // 2024, arXiv:2407.08608):
 //   P = exp(scale Q K' - lse)   dS = P o (dO V' - delta)   dK = scale dS' Q   dV = P' dO
-// A consumer warpgroup holds 64 keys and walks over the queries of all heads of their group; no score leaves
-// its registers, and every sum belongs to one warp and has one order. S and dP are made here and for dQ:
-// 7 products instead of 5, no atomics. dk and dv are overwritten. T bfloat16 or float16, D 64 or
-// 128; sums in float32.      CPU twin: src/cpu/attention.h
+// A consumer warpgroup holds 64 keys and walks over the queries of all heads of their group; no
+// score leaves its registers, and every sum belongs to one warp and has one order. S and dP are
+// made here and for dQ: 7 products instead of 5, no atomics. dk and dv are overwritten. T bfloat16
+// or float16, D 64 or 128; sums in float32.      CPU twin: src/cpu/attention.h
 #include "attention_wgmma.cuh"
 #include "cuda_check.h"
 #include "types.cuh"

@@ -1,9 +1,9 @@
 // dQ of attention on Hopper, P made again from lse (Dao 2023, arXiv:2307.08691; Shah et al. 2024,
 // arXiv:2407.08608):
 //   P = exp(scale Q K' - lse)   dS = P o (dO V' - delta)   dQ = scale dS K
-// A consumer warpgroup holds 64 queries and walks over their keys; no score leaves its registers, and every
-// sum belongs to one warp and has one order. dq is overwritten. T bfloat16 or float16, D 64 or 128;
-// sums in float32.      CPU twin: src/cpu/attention.h
+// A consumer warpgroup holds 64 queries and walks over their keys; no score leaves its registers,
+// and every sum belongs to one warp and has one order. dq is overwritten. T bfloat16 or float16, D
+// 64 or 128; sums in float32.      CPU twin: src/cpu/attention.h
 #include "attention_wgmma.cuh"
 #include "cuda_check.h"
 #include "types.cuh"

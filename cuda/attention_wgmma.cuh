@@ -1,5 +1,5 @@
-// What the attention kernels of Hopper share: who does what in a block, tiles on their way to shared memory,
-// products of whole tiles.
+// What the attention kernels of Hopper share: who does what in a block, tiles on their way to shared
+// memory, products of whole tiles.
 //   A block is a producer warpgroup, of which one warp asks the copy engine for tiles, and consumer
 //   warpgroups of 64 rows each. A ring of stages lies between them: a stage is full when its bytes
 //   have come, empty when every warp of the consumers has read it.
@@ -13,7 +13,9 @@
 namespace utrain::cuda {
 
 inline constexpr int kWarpgroup = 128, kWarpgroupRows = 64;
-// A block of so many consumer warpgroups, and what a thread has of its multiprocessor's 64 K registers.
+
+// A block of so many consumer warpgroups, and what a thread has of its multiprocessor's 64 K
+// registers.
 template <int kConsumers>
 struct Team {
   static_assert(kConsumers == 2 || kConsumers == 3);
@@ -63,8 +65,8 @@ struct Ring {
 template <int kRows, int D>
 inline constexpr uint32_t kTileBytes = uint32_t{kRows} * D * 2;
 
-// Starts copying the tile [kRows, D] at (column, row); rows past the end become zeros. map: of kRows
-// x 64.
+// Starts copying the tile [kRows, D] at (column, row); rows past the end become zeros. map: of
+// kRows x 64.
 template <int kRows, int D>
 __device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap& map, int column, int row,
                                           uint32_t barrier) {

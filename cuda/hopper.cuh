@@ -1,6 +1,6 @@
-// The instructions of Hopper (sm_90a), one function each, that attention is made of: barriers in shared
-// memory, tiles that the copy engine brings there, and products of a warpgroup (four warps whose
-// first is a multiple of four).
+// The instructions of Hopper (sm_90a), one function each, that attention is made of: barriers in
+// shared memory, tiles that the copy engine brings there, and products of a warpgroup (four warps
+// whose first is a multiple of four).
 //   Tile: [rows, cols] of a 16-bit T as panels of 64 columns; a panel's row is 128 bytes, its
 //   16-byte chunk c of row r at chunk c ^ (r % 8); panels begin at multiples of 1024 bytes.
 //   Product: 64 rows, 16 a warp; a lane holds sums as of mma.cuh's C and operands as of its A. It
@@ -65,7 +65,7 @@ __device__ __forceinline__ void claim_registers() {
 
 // ---- tiles
 
-// Starts a copy of the map's box at (column, row) to a panel; arrives at the barrier with its bytes.
+// Starts a copy of the map's box at (column, row) to a panel; its bytes arrive at the barrier.
 __device__ __forceinline__ void copy_panel(uint32_t to, const CUtensorMap& map, int column, int row,
                                            uint32_t barrier) {
   asm volatile(
