@@ -197,16 +197,16 @@ __device__ __forceinline__ void store_rows(T* x, int64_t ld, int first_row, int 
   }
 }
 
-// ---- who sees whom, for a warp's rows against a tile's columns
+// ---- who sees whom, for a few rows against a tile's columns
 
 // Of rows [first_row, first_row + n) of the pass, those that exist: what the first and the last of
 // them see.
-struct WarpView {
+struct RowsView {
   Interval of_first = {1, 0}, of_last = {1, 0};
   bool exists = false;
 
   template <class Visible>
-  __device__ WarpView(int first_row, int n, int n_rows, Visible visible) {
+  __device__ RowsView(int first_row, int n, int n_rows, Visible visible) {
     if (first_row >= n_rows) return;
     exists = true;
     of_first = visible(first_row);

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int last_tile = (min(first_query + kQueries, n_rows) - 1) / kKeys;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32,
             warp_query = first_query + warp * kM * 16;
-  const WarpView view(warp_query, kM * 16, n_rows, keys_of);
+  const RowsView view(warp_query, kM * 16, n_rows, keys_of);
 
   const T* k = x.k + key_head * D;
   const T* v = x.v + key_head * D;
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto queries_of = [&](int key) { return x.visibility.queries_of(key); };
   const int first_tile = first_key / kQueries, last_tile = queries_of(last_key).last / kQueries;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warp_key = first_key + warp * kM * 16;
-  const WarpView view(warp_key, kM * 16, n_rows, queries_of);
+  const RowsView view(warp_key, kM * 16, n_rows, queries_of);
 
   const auto load_queries = [&](int stage, int head, int tile) {
     const uint32_t to = stages + stage * Side::kStageBytes;

@@ -26,6 +26,8 @@ struct KeySide {
                             kKeyRing = kDelta + kStages * kQueries * 4,
                             kQueryRing = kKeyRing + Ring<1>::kBytes,
                             kSharedBytes = kQueryRing + Ring<kStages>::kBytes;
+  static_assert(kKeyTile % kTileAlignment == 0 && kQueryTile % kTileAlignment == 0);
+  static_assert(kSharedBytes <= kSharedBytesOfBlock);
 };
 
 template <class T, int D>
@@ -94,7 +96,7 @@ __global__ void __launch_bounds__(KeySide<D>::Team::kThreads, 1)
   const int warp = threadIdx.x / 32 - 4, warp_key = first_key + warp * 16;
   const uint32_t k_tile = base + (warpgroup - 1) * kWarpgroupRows * kPanelRowBytes,
                  v_tile = k_tile + Side::kValues, out_tile = base + Side::kOut + warp * 16 * D * 2;
-  const WarpView view(first_key + (warpgroup - 1) * kWarpgroupRows, kWarpgroupRows, n_rows,
+  const RowsView view(first_key + (warpgroup - 1) * kWarpgroupRows, kWarpgroupRows, n_rows,
                       queries_of);
   const float scale_log2 = x.scale * kLog2e;
   float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
@@ -143,7 +145,7 @@ __global__ void __launch_bounds__(KeySide<D>::Team::kThreads, 1)
       }
       uint32_t p[1][kN / 2][4], ds[1][kN / 2][4];
       to_fragments<T>(p, s);
-      registers_are_ready();
+      registers_are_ready(dv, p);
       start_nn<T, D>(dv, p, dout_tile);
       commit_products();
       wait_for_products<1>(dp);
@@ -155,7 +157,7 @@ __global__ void __launch_bounds__(KeySide<D>::Team::kThreads, 1)
           s[0][n][e] *= dp[0][n][e] - (e % 2 == 0 ? delta_n.x : delta_n.y);
       }
       to_fragments<T>(ds, s);
-      registers_are_ready();
+      registers_are_ready(dk, ds);
       start_nn<T, D>(dk, ds, q_tile);
       commit_products();
       const RingPlace<Side::kStages> last_place = place;

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(Walk<D>::Team::kThreads, 1)
     if (i >= ceil_div(n_rows, kQueries) * x.Hq) return;
     const typename Walk<D>::Item item(i, x);
     const int warp_query = item.first_query + warp * 16;
-    const WarpView view(item.first_query + (warpgroup - 1) * kWarpgroupRows, kWarpgroupRows, n_rows,
+    const RowsView view(item.first_query + (warpgroup - 1) * kWarpgroupRows, kWarpgroupRows, n_rows,
                         keys_of);
     if (!view.exists) {
       walk.queries.release(query_place);
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(Walk<D>::Team::kThreads, 1)
       }
       uint32_t ds[1][kN / 2][4];
       to_fragments<T>(ds, s);
-      registers_are_ready();
+      registers_are_ready(dq, ds);
       start_nn<T, D>(dq, ds, walk.key_tile(place));
       commit_products();
       const auto last_place = place;

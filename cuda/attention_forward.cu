@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, D == 64 ? 3 : 2)
   const int first_tile = keys_of(first_query).first / kKeys;
   const int last_tile = (min(first_query + kQueries, n_rows) - 1) / kKeys;
   const int warp = threadIdx.x / 32, warp_query = first_query + warp * kM * 16;
-  const WarpView view(warp_query, kM * 16, n_rows, keys_of);
+  const RowsView view(warp_query, kM * 16, n_rows, keys_of);
 
   const T* k = x.k + key_head * D;
   const T* v = x.v + key_head * D;

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(Walk<D>::Team::kThreads, 1)
     if (i >= ceil_div(n_rows, kQueries) * x.Hq) return;
     const typename Walk<D>::Item item(i, x);
     const int warp_query = item.first_query + warp * 16;
-    const WarpView view(item.first_query + (warpgroup - 1) * kWarpgroupRows, kWarpgroupRows, n_rows,
+    const RowsView view(item.first_query + (warpgroup - 1) * kWarpgroupRows, kWarpgroupRows, n_rows,
                         keys_of);
     if (!view.exists) {
       walk.queries.release(query_place);
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(Walk<D>::Team::kThreads, 1)
     };
     const auto start_sums = [&](const auto& at) {
       walk.values.wait_until_full(at);
-      registers_are_ready();
+      registers_are_ready(o, p);
       start_nn<T, D>(o, p, walk.value_tile(at));
       commit_products();
     };

@@ -13,6 +13,7 @@
 namespace utrain::cuda {
 
 inline constexpr int kWarpgroup = 128, kWarpgroupRows = 64;
+inline constexpr uint32_t kSharedBytesOfBlock = 227 * 1024;
 
 // A block of so many consumer warpgroups, and what a thread has of its multiprocessor's 64 K
 // registers.
@@ -132,6 +133,8 @@ struct KeyWalk {
                             kKeyRing = kQueryRing + Ring<1>::kBytes,
                             kValueRing = kKeyRing + Ring<kStages>::kBytes,
                             kItem = kValueRing + Ring<kStages>::kBytes, kSharedBytes = kItem + 8;
+  static_assert(kQueryTile % kTileAlignment == 0 && kKeyTile % kTileAlignment == 0);
+  static_assert(kSharedBytes <= kSharedBytesOfBlock);
   using Item = QueryItem<kQueries, kKeys>;
 
   uint32_t base;

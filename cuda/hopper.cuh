@@ -87,14 +87,10 @@ __device__ __forceinline__ uint64_t columns_operand(uint32_t place, uint32_t pan
   return rows_operand(place) - (uint64_t{1} << 16) + (uint64_t{panel_bytes} / 16 << 16);
 }
 
-// Before the first product whose sums or operands in registers something else wrote.
-__device__ __forceinline__ void registers_are_ready() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
 __device__ __forceinline__ void commit_products() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-// Keeps the compiler from moving what touches c across this place.
+// Keeps the compiler from moving what touches c or a across this place.
 template <int kN>
 __device__ __forceinline__ void pin(float (&c)[1][kN][4]) {
 #pragma unroll
@@ -102,6 +98,20 @@ __device__ __forceinline__ void pin(float (&c)[1][kN][4]) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) asm volatile("" : "+f"(c[0][n][e])::"memory");
   }
+}
+template <int kK>
+__device__ __forceinline__ void pin(uint32_t (&a)[1][kK][4]) {
+#pragma unroll
+  for (int k = 0; k < kK; ++k) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) asm volatile("" : "+r"(a[0][k][e])::"memory");
+  }
+}
+// Before the first product whose sums or operands in registers something else wrote: these.
+template <class... Registers>
+__device__ __forceinline__ void registers_are_ready(Registers&... x) {
+  (pin(x), ...);
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 // Until at most kRunning of the committed groups run; c: the sums that have come.
 template <int kRunning, class... Sums>

@@ -272,11 +272,11 @@ std::unique_ptr<Backend> make_cpu_backend(DType dtype);
 void set_cpu_threads(int n);  // of the CPU backend, in this process
 std::string cpu_blas();       // for --version
 bool cuda_is_built();         // false: this binary was made without CUDA
+struct CudaOptions {
+  bool hopper = true;  // false, in tests: a GPU of Hopper uses the kernels of all others
+};
 // f32, bf16 or f16 on GPU `device` of visible_gpus(). A usage error without CUDA, driver, GPU, or
 // kernels for it.
-struct CudaOptions {
-  bool hopper = true;  // GPUs of Hopper use kernels of their own where there are any
-};
 std::unique_ptr<Backend> make_cuda_backend(DType dtype, int device = 0,
                                            const CudaOptions& options = {});
 // Its row_multiple() and reserve_bytes(), known without a GPU: for plans.

@@ -73,9 +73,9 @@ void expect_right(Attention attention, DType dtype, const Bounds& bounds) {
   // From exact products of the inputs, lse is float32 whatever T is.
   const double bound = bounds(dtype);
   for (const auto& [padding, options] : kVariants) {
-    SCOPED_TRACE(fmt::format("{} rows, {}/{} heads, D {}, window {}, {}, padding {}, {} kernels",
+    SCOPED_TRACE(fmt::format("{} rows, {}/{} heads, D {}, window {}, {}, padding {}, hopper = {}",
                              attention.qkv.rows, shape.Hq, shape.Hkv, shape.D, shape.window,
-                             name_of(dtype), padding, options.hopper ? "Hopper's" : "general"));
+                             name_of(dtype), padding, options.hopper));
     const Attention::Result found = attention.run(CudaOperands(dtype, padding, options));
     expect_close(found.out, wanted.out, cuda_bound(dtype, bounds.f32));
     expect_close(found.lse, wanted.lse, bounds.f32);

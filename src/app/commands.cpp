@@ -69,7 +69,7 @@ bool trains(const CommandLine& command_line) {
 
 ExitCode run_command(const CommandLine& command_line, const World& world) {
   if (command_line.command == Command::print_config) {
-    const Config config = read_config(command_line, world);
+    const Config config = read_shared_config(command_line, world);
     world.first_rank([&] { fmt::print("{}", print_config(config)); });
   } else if (command_line.command == Command::plan) {
     plan(command_line, world);

@@ -129,7 +129,7 @@ void make_trainer(Prepared& p, const World& world) {
 
 }  // namespace
 
-Config read_config(const CommandLine& command_line, const World& world) {
+Config read_shared_config(const CommandLine& command_line, const World& world) {
   std::string text;
   world.first_rank([&] { text = read_input_file(command_line.input); });
   text = world.broadcast(text);
@@ -144,7 +144,7 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   const int64_t ranks_known = ranks_of_run(command_line, world.size());
   const int ranks = ranks_known > 0 ? static_cast<int>(ranks_known) : world.size();
   world.agree("the build of utrain", build_identity());
-  const Config config = read_config(command_line, world);
+  const Config config = read_shared_config(command_line, world);
   world.watchdog().set_timeout(config.run.hang_timeout);
   world.together([&] {
     p.job = std::make_unique<Job>(read_job(config, ranks));

@@ -26,7 +26,7 @@ struct Prepared {
 };
 
 // The input as every rank has it: one of them reads the file. Collective.
-Config read_config(const CommandLine& command_line, const World& world);
+Config read_shared_config(const CommandLine& command_line, const World& world);
 
 // Everything short of taking the memory: what --check checks. Collective.
 Prepared prepare(const CommandLine& command_line, const World& world);

@@ -1,6 +1,6 @@
-// Times the attention kernels: median of 20 runs of each shape, in ms and TFLOP/s of the model: two
+// Times the attention kernels on a GPU of Hopper: median of 20 runs of each shape, in ms and TFLOP/s of the model: two
 // products forward, five backward, of the pairs that see each other. What is computed twice or
-// hidden by the mask does not count. On a GPU of Hopper: of its own kernels, then of the general ones.
+// hidden by the mask does not count. First Hopper's own kernels, then those of all GPUs.
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DFMT_USE_CONSTEXPR=1 -Isrc -Icuda
 //     -o attention_time tools/kernel_lab/attention_time.cu cuda/attention*.cu cuda/tile_map.cu -lfmt
 //   ./attention_time [runs of each shape]
@@ -165,7 +165,7 @@ int main(int argc, char** argv) {
     int* next_item = nullptr;
     CUDA_CHECK(cudaMalloc(&next_item, sizeof(int)));
     const utrain::cuda::Hopper hopper{gpu.multiProcessorCount, next_item};
-    if (gpu.major == 9) utrain::cuda::time_all(n_runs, {nullptr, &hopper});
+    utrain::cuda::time_all(n_runs, {nullptr, &hopper});
     std::puts("general kernels");
     utrain::cuda::time_all(n_runs, {nullptr, nullptr});
     CUDA_CHECK(cudaFree(next_item));
