@@ -36,15 +36,21 @@ std::string assumptions(const Plan& plan, bool offloads) {
     return text;
   }
   if (offloads) line("host memory: whether a node has it for all its ranks only a run can tell");
-  line(fmt::format("memory: GPUs of {:.4g} GB{}, less {} that utrain's libraries are given{}",
-                   plan.gpu_memory_gb,
-                   plan.gpu_memory_is_assumed ? " (assumed: run.gpu_memory_gb is not set)" : "",
-                   text_of_bytes(plan.reserve_bytes),
-                   plan.gpu_memory_is_assumed ? ", and 0.9 of the rest" : ""));
+  const std::string libraries = text_of_bytes(plan.reserve_bytes),
+                    context = text_of_bytes(plan.context_bytes);
+  if (plan.gpu_memory_is_assumed) {
+    line(
+        fmt::format("memory: GPUs of {:.4g} GB (assumed: run.gpu_memory_gb is not set), less {} of "
+                    "utrain's libraries and {} of CUDA's context, and 0.9 of the rest",
+                    plan.gpu_memory_gb, libraries, context));
+  } else {
+    line(fmt::format("memory: {:.4g} GB of a GPU, less {} of utrain's libraries",
+                     plan.gpu_memory_gb, libraries));
+  }
   line(
       fmt::format("on the GPU: what nvidia-smi shows of a rank, with {} of libraries and {} of "
                   "CUDA's context; NCCL's own buffers only a run can measure",
-                  text_of_bytes(plan.reserve_bytes), text_of_bytes(plan.context_bytes)));
+                  libraries, context));
   for (const StrategyPlan& s : plan.strategies) {
     if (s.collectives_bytes == 0) continue;
     line(fmt::format("{} needs {} more, for collectives of a node's ranks", s.strategy,
