@@ -49,7 +49,7 @@ inline void train_with_failing_memory(const CommandLine& command_line, const Wor
   const Job job = read_job(config, world.size());
   const Machine machine = open_machine(config, world);
   Trainer trainer(job, *machine.backend, machine.groups(),
-                  choose_recompute(job, *machine.backend, machine.groups(), machine.memory_budget));
+                  choose_recompute(job, *machine.backend, machine.groups(), machine.budget()));
   trainer.load();
   trainer.loaded();
   compare_replicas(world, 0, trainer.replicas());

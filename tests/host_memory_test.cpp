@@ -2,6 +2,7 @@
 // alike, and no number changes. Ranks are started in the place of ./utrain, on machines with as much
 // memory as a test says.
 #include <cstdlib>
+#include <regex>
 
 #include "comm/silent_collectives.h"
 #include "core/available_memory.h"
@@ -40,12 +41,18 @@ class HostMemory : public testing::Test {
     write_bytes(run_dir + ".toml", golden_input("llama", run_dir));
     return run_dir;
   }
-  Result run(int ranks_per_node, int64_t of_first, int64_t of_others) {
+  static void set_machine(int ranks_per_node, int64_t of_first, int64_t of_others) {
     ::setenv(kRanksPerNode, std::to_string(ranks_per_node).c_str(), 1);
     ::setenv(kOfFirst, std::to_string(of_first).c_str(), 1);
     ::setenv(kOfOthers, std::to_string(of_others).c_str(), 1);
+  }
+  Result run(int ranks_per_node, int64_t of_first, int64_t of_others,
+             const std::vector<std::string>& more = {}) {
+    set_machine(ranks_per_node, of_first, of_others);
     const std::string run_dir = input();
-    const Outcome outcome = launch(2, {run_dir + ".toml", kSharded});
+    std::vector<std::string> words = {run_dir + ".toml", kSharded};
+    words.insert(words.end(), more.begin(), more.end());
+    const Outcome outcome = launch(2, words);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.text();
     if (outcome.exit_code != 0) return {};
     Result result;
@@ -57,16 +64,17 @@ class HostMemory : public testing::Test {
     result.adapter = read_bytes(run_dir + "/adapter/adapter_model.safetensors");
     return result;
   }
-  // What a rank of two needs where nothing is computed again.
-  int64_t all_kept(int rank) {
-    Config config = read_config(input() + ".toml", {{"parallel.strategy", "zero1"}});
+  // What a rank of two needs where nothing is computed again, or as `recompute` says.
+  int64_t all_kept(int rank, const std::string& recompute = "none", const char* every = "0") {
+    Config config = read_config(input() + ".toml", {{"parallel.strategy", "zero1"},
+                                                    {"train.recompute", recompute},
+                                                    {"checkpoint.every", every}});
     const Job job = read_job(config, 2);
     const auto backend = make_cpu_backend(DType::f32);
     SilentCollectives collectives(rank, 2);
-    return Trainer(job, *backend, collectives,
-                   wanted_recompute(job, *backend, collectives, kPlenty))
-        .arena()
-        .bytes();
+    const Trainer trainer(job, *backend, collectives,
+                          wanted_recompute(job, *backend, collectives, {kPlenty}));
+    return trainer.arena().bytes() + trainer.arena().host_bytes();
   }
   // What has this left for each of so many ranks.
   static int64_t for_each(int64_t bytes, int ranks) { return (bytes * ranks * 10 + 8) / 9; }
@@ -111,6 +119,33 @@ TEST_F(HostMemory, OfTheRankThatNeedsTheMostDecides) {
   const Result between = run(1, for_each(first, 1), for_each(first, 1));
   EXPECT_NE(between.recompute, all.recompute);
   expect_same_numbers(between, all);
+}
+
+// The copy that checkpoints are written from is of the same memory.
+TEST_F(HostMemory, HoldsTheCopyForCheckpointsToo) {
+  const std::string copies = "--checkpoint.every=5";
+  const auto of = [&](const char* recompute) { return for_each(all_kept(1, recompute, "5"), 2); };
+  const int64_t keep = of("none"), block = of("block"), copy = keep - for_each(all_kept(1), 2);
+  ASSERT_GT(copy, 0);
+  const Result all = run(2, keep, keep, {copies});
+  for (const int64_t there : {keep - 4, keep - copy / 2, (keep + block) / 2, block + 4}) {
+    SCOPED_TRACE(fmt::format("{} between {} and {}", there, block, keep));
+    const Result found = run(2, there, there, {copies});
+    EXPECT_NE(found.recompute, all.recompute);
+    expect_same_numbers(found, all);
+  }
+  const std::string path = input() + ".toml";
+  set_machine(2, block + 4, block + 4);
+  const Outcome plan = launch(2, {path, "--plan", copies, kSharded});
+  EXPECT_EQ(plan.out.find("zero1 does not fit"), std::string::npos) << plan.text();
+  set_machine(2, block - 40, block - 40);
+  const Outcome refused = launch(2, {path, copies, kSharded});
+  EXPECT_EQ(refused.exit_code, 2) << refused.text();
+  std::smatch texts;
+  const std::regex numbers("memory: ([0-9.]+ [GM]B) needed on each rank, ([0-9.]+ [GM]B) free");
+  ASSERT_TRUE(std::regex_search(refused.err, texts, numbers)) << refused.text();
+  EXPECT_NE(texts[1], texts[2]);
+  EXPECT_EQ(refused.err.find("offload"), std::string::npos) << "it is the same memory";
 }
 
 }  // namespace

@@ -178,6 +178,14 @@ TEST_F(PlanCommand, RefusesWhatItCannotMean) {
                                            "--parallel.shard_group=node"});
   EXPECT_NE(in_nodes.out.find("zero3 is planned as one node of all ranks"), std::string::npos)
       << in_nodes.text();
+  // The ranks that make the plan know their node.
+  for (const char* ranks : {"", "--ranks=2"}) {
+    Words words = words_of({"--plan", "--parallel.strategy=zero3", "--parallel.shard_group=node"});
+    if (*ranks != 0) words.push_back(ranks);
+    const Outcome known = launch(2, words);
+    EXPECT_EQ(known.exit_code, 0) << known.text();
+    EXPECT_EQ(known.out.find("how many ranks a node has"), std::string::npos) << known.text();
+  }
   const Outcome small = launch(kAlone, {path, "--plan", "--run.gpu_memory_gb=0.05"});
   EXPECT_EQ(small.exit_code, 2) << small.text();
   EXPECT_NE(small.err.find("run.gpu_memory_gb: 0.05 GB, of which libraries hold 67.1 MB; raise it"),

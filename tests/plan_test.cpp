@@ -37,7 +37,7 @@ TEST(Plan, MemoryIsThatOfARealTrainer) {
                            {"parallel.strategy", strategy}});
         for (int rank = 0; rank < ranks; ++rank) {
           SilentCollectives collectives(rank, ranks);
-          const auto policy = choose_recompute(real, *backend, collectives, kPlenty);
+          const auto policy = choose_recompute(real, *backend, collectives, {kPlenty});
           const Trainer trainer(real, *backend, collectives, policy, plan.passes_together,
                                 plan.layers_held);
           if (rank < ranks - 1) {
@@ -158,7 +158,8 @@ TEST(Plan, RecomputeFollowsTheBudget) {
 }
 
 TEST(Plan, OnTheCpuHostMemoryIsOfTheSameBudget) {
-  Job job = job_of(2, kTwoRows, {{"train.method", "full"}, {"parallel.offload_optimizer", "true"}});
+  Job job = job_of(2, kTwoRows + "\nrecompute = \"none\"",
+                   {{"train.method", "full"}, {"parallel.offload_optimizer", "true"}});
   PlanMachine machine = kCpu;
   machine.budget = plan_strategy(job, "zero1", machine).needed_bytes;
   EXPECT_TRUE(plan_strategy(job, "zero1", machine).fits);
@@ -170,12 +171,12 @@ TEST(Plan, OnTheCpuHostMemoryIsOfTheSameBudget) {
 
 // Nodes of two ranks: a rank has collectives of all and of its node, each with its scratch memory.
 TEST(Plan, InNodesZero3HasTheBaseAndTheCollectivesOfANode) {
-  const auto plan_of = [](int ranks_on_node, const char* collectives) {
+  const auto plan_of = [](int ranks_on_node, const char* collectives, bool knows_nodes = true) {
     const std::vector<Override> more = {{"parallel.strategy", "zero3"},
                                         {"parallel.shard_group", "node"},
                                         {"parallel.collectives", collectives}};
     return make_plan("plan.toml", parse_config(input_text(kTwoRows), "plan.toml", more), 4,
-                     ranks_on_node);
+                     ranks_on_node, knows_nodes);
   };
   const auto besides = [](const Plan& plan, size_t i) {
     return plan.strategies[i].needed_bytes - plan.strategies[i].total_bytes;
@@ -193,7 +194,8 @@ TEST(Plan, InNodesZero3HasTheBaseAndTheCollectivesOfANode) {
       return text.find("planned as one node") != text.npos;
     });
   };
-  EXPECT_TRUE(warns(one_node));
+  EXPECT_TRUE(warns(plan_of(4, "auto", false)));
+  EXPECT_FALSE(warns(one_node));
   EXPECT_FALSE(warns(nodes));
 
   const StrategyPlan& planned = nodes.strategies[3];

@@ -119,10 +119,29 @@ TEST_F(ResumeFaults, ACheckCountsTheRowsOfTheRanksOfTheRun) {
   more.back() = "--ranks=3";
   const Outcome other = launch(kAlone, more);
   EXPECT_EQ(other.exit_code, 2) << other.text();
-  EXPECT_NE(other.err.find("train.global_batch_size: was 2 in "), std::string::npos)
-      << other.text();
+  expect_lines(other, 1,
+               {"train.gradient_accumulation_steps: 1 x train.micro_batch_size 1 x 3 ranks are 3 "
+                "rows a step, they were 2 in ",
+                "set train.global_batch_size = 2 instead, run on 2 ranks as before, "});
   more.pop_back();
   expect_lines(launch(kAlone, more), 1, {"--check: ", " is of 2 ranks); add --ranks 2"});
+}
+
+TEST_F(ResumeFaults, ACheckReadsTheTasksOfSlurmAsItReadsRanks) {
+  const auto checked = [&](const char* tasks, const Words& more = {}) {
+    Words words = arguments("checked", {"--check"});
+    words.insert(words.end(), more.begin(), more.end());
+    ::setenv("SLURM_NTASKS", tasks, 1);
+    const Outcome outcome = launch(kAlone, words);
+    ::unsetenv("SLURM_NTASKS");
+    return outcome;
+  };
+  for (const char* bad : {"1000000", "2x", "-1", "0", "99999999999999999999", " 2"})
+    expect_lines(checked(bad), 1,
+                 {"SLURM_NTASKS: found \"", "wanted a number of tasks >= 1 and <= "});
+  EXPECT_EQ(checked("2x", {"--ranks=2"}).exit_code, 0) << "it is not asked";
+  EXPECT_EQ(checked("").exit_code, 0);
+  EXPECT_NE(checked("3").out.find("everything checked for 3 ranks"), std::string::npos);
 }
 
 TEST_F(ResumeFaults, AnotherInputIsRefusedUnlessAllowed) {

@@ -1,5 +1,6 @@
 // A run that goes on from a checkpoint is the run that was never interrupted: to the bit on as many
 // ranks, within rounding on any others, under any strategy, with no row lost or repeated.
+#include "app/checkpoints.h"
 #include "resume_case.h"
 #include "tolerance.h"
 
@@ -113,6 +114,17 @@ TEST_F(Resume, CheckpointsChangeNoNumber) {
   expect_done("without", 2, {"--checkpoint.every=0"});
   EXPECT_FALSE(std::filesystem::exists(at("without") + "/checkpoints"));
   expect_same_run("with", "without");
+}
+
+TEST_F(Resume, ToldOfAreLongWaitsForCheckpointsAlone) {
+  EXPECT_FALSE(is_long_wait(0.04, 0.01));
+  EXPECT_FALSE(is_long_wait(2.0, 100.0));
+  EXPECT_TRUE(is_long_wait(2.0, 10.0));
+  const Outcome outcome = expect_done("often", 2, {"--checkpoint.every=1"});
+  const size_t told = outcome.err.find("waited ");
+  if (told != std::string::npos) {  // where the disk is slow indeed
+    EXPECT_GE(std::stod(outcome.err.substr(told + 7)), 0.5) << outcome.text();
+  }
 }
 
 TEST_F(Resume, FromAPathIntoAnotherDirectory) {

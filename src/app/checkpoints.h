@@ -24,6 +24,12 @@
 
 namespace utrain {
 
+// Whether a user should know that steps, which took so many seconds since the checkpoint before it
+// was begun, then waited for that one.
+constexpr bool is_long_wait(double waited, double between) {
+  return waited >= 0.5 && waited >= 0.05 * between;
+}
+
 class Checkpoints {
  public:
   // directory: of rank 0, null on the others. identity, rank 0: the members "numbers" and

@@ -43,7 +43,7 @@ void plan(const CommandLine& command_line, const World& world) {
     const int on_node =
         std::min(ranks, command_line.ranks > 0 ? (ranks + world.n_nodes() - 1) / world.n_nodes()
                                                : world.local_size());
-    const Plan plan = make_plan(command_line.input, config, ranks, on_node);
+    const Plan plan = make_plan(command_line.input, config, ranks, on_node, ranks <= world.size());
     fmt::print("{}", command_line.json ? plan_json(plan) : plan_table(plan));
   });
 }

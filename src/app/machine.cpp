@@ -159,11 +159,6 @@ std::vector<std::string> gpu_warnings(const World& world) {
   return warnings;
 }
 
-// On the CPU the arena's other memory is host memory too.
-int64_t host_memory_wanted(const Arena& arena, const Machine& machine) {
-  return arena.host_bytes() + (machine.gpus.empty() ? arena.bytes() : 0);
-}
-
 }  // namespace
 
 DType meaning_of_dtype(const std::string& dtype, int compute_capability) {
@@ -196,18 +191,15 @@ int64_t Machine::reserve_bytes() const {
   return bytes;
 }
 
-bool host_memory_holds(const Arena& arena, const Machine& machine) {
-  return arena.host_bytes() == 0 ||
-         host_memory_wanted(arena, machine) <= machine.host_memory_budget;
+bool memory_holds(const Arena& arena, const Machine& machine) {
+  return machine.budget().holds(arena) && arena.host_bytes() <= machine.host_memory_budget;
 }
 
 void check_host_memory(const Arena& arena, const Machine& machine) {
-  if (host_memory_holds(arena, machine)) return;
+  if (machine.gpus.empty() || arena.host_bytes() <= machine.host_memory_budget) return;
   fail(ExitCode::usage, "host memory",
-       fmt::format("{:.2f} GB needed on each rank for what is offloaded{}, {:.2f} GB free for it",
-                   static_cast<double>(host_memory_wanted(arena, machine)) * 1e-9,
-                   machine.gpus.empty() ? " and all else" : "",
-                   static_cast<double>(machine.host_memory_budget) * 1e-9),
+       text_of_shortage(arena.host_bytes(), machine.host_memory_budget,
+                        "for what is offloaded and the copy that checkpoints are written from"),
        "offload less ([parallel] offload_params, offload_optimizer; train.recompute), shard with "
        "parallel.strategy = \"zero3\", run fewer ranks on a node, or ask for more host memory");
 }

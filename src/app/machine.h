@@ -9,7 +9,7 @@
 #include "comm/collectives.h"
 #include "comm/world.h"
 #include "config/config.h"
-#include "core/arena.h"
+#include "core/memory_budget.h"
 #include "parallel/groups.h"
 
 namespace utrain {
@@ -31,6 +31,7 @@ struct Machine {
   std::vector<std::string> distinct_gpus;  // names of the GPUs, each once that ranks share
   std::vector<std::string> warnings;       // what the user should know of the machine
 
+  MemoryBudget budget() const { return {memory_budget, gpus.empty()}; }
   Groups groups() const {
     return {*collectives, node_collectives ? *node_collectives : *collectives};
   }
@@ -48,8 +49,8 @@ bool shards_in_nodes(const Config& config, int n_nodes);
 // Fails with usage where parallel.collectives cannot be had on the CPU.
 void check_cpu_collectives(const Config& config);
 
-// Whether host memory holds what the arena wants of it; then, a usage error where it does not.
-bool host_memory_holds(const Arena& arena, const Machine& machine);
+// Whether there is the memory that the arena wants; then, a usage error where a GPU's host has not.
+bool memory_holds(const Arena& arena, const Machine& machine);
 void check_host_memory(const Arena& arena, const Machine& machine);
 
 // Collective; all ranks leave alike. Fails with usage where the backend, its dtype or the placement

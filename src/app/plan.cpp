@@ -127,9 +127,9 @@ std::string reason(const Plan& plan) {
       remedy += ", set parallel.offload_params = true";
     if (plan.gpu && c.train.method == "full" && !c.parallel.offload_optimizer)
       remedy += ", set parallel.offload_optimizer = true";
-    return fmt::format("none fits: {} needs the least, {} a rank of {}; {}, or plan for more ranks",
-                       least.strategy, text_of_bytes(least.needed_bytes),
-                       text_of_bytes(plan.machine.budget), remedy);
+    return fmt::format("none fits: {} needs the least, {}; {}, or plan for more ranks",
+                       least.strategy, text_of_shortage(least.needed_bytes, plan.machine.budget),
+                       remedy);
   }
   const auto taken = static_cast<size_t>(plan.taken);
   const StrategyPlan& best = at(taken);
@@ -180,11 +180,9 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   StrategyPlan plan;
   plan.strategy = strategy;
   plan.collectives_bytes = in_nodes ? machine.node_collectives_bytes : 0;
-  plan.policy = wanted_recompute(job, backend, last, machine.budget - plan.collectives_bytes);
-  const auto needed = [&](const Arena& arena) {
-    return arena.bytes() + plan.collectives_bytes + (machine.gpu ? 0 : arena.host_bytes());
-  };
-  const auto fits = [&](const Arena& arena) { return needed(arena) <= machine.budget; };
+  const MemoryBudget budget = {machine.budget - plan.collectives_bytes, !machine.gpu};
+  const auto fits = [&](const Arena& arena) { return budget.holds(arena); };
+  plan.policy = wanted_recompute(job, backend, last, budget);
   plan.passes_together = choose_passes(job, backend, last, plan.policy, fits);
   plan.layers_held =
       machine.gpu ? choose_layers_held(job, backend, last, plan.policy, plan.passes_together, fits)
@@ -193,7 +191,7 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   for (const MemoryClass m : kMemoryClasses)
     plan.bytes[static_cast<size_t>(m)] = largest.arena().bytes(m);
   plan.total_bytes = largest.arena().bytes();
-  plan.needed_bytes = needed(largest.arena());
+  plan.needed_bytes = budget.needed(largest.arena()) + plan.collectives_bytes;
   plan.fits = fits(largest.arena());
   Trainer busiest(job, backend, first, plan.policy, plan.passes_together, plan.layers_held);
   busiest.place();
@@ -210,7 +208,8 @@ StrategyPlan plan_strategy(Job& job, const std::string& strategy, const PlanMach
   return plan;
 }
 
-Plan make_plan(const std::string& input, const Config& config, int ranks, int ranks_on_node) {
+Plan make_plan(const std::string& input, const Config& config, int ranks, int ranks_on_node,
+               bool knows_nodes) {
   Plan plan;
   plan.input = input;
   plan.config = config;
@@ -219,8 +218,8 @@ Plan make_plan(const std::string& input, const Config& config, int ranks, int ra
   set_machine(plan);
   Job job = read_job(config, ranks);
   plan.warnings = job.warnings;
-  if (config.parallel.strategy == "zero3" && config.parallel.shard_group == "node" &&
-      nodes_of(ranks, ranks_on_node) == 1) {
+  if (!knows_nodes && config.parallel.strategy == "zero3" &&
+      config.parallel.shard_group == "node" && nodes_of(ranks, ranks_on_node) == 1) {
     plan.warnings.push_back(
         "parallel.shard_group = \"node\": how many ranks a node has is not known here; zero3 is "
         "planned as one node of all ranks");

@@ -78,7 +78,9 @@ struct Plan {
 };
 
 // Reads what the configuration names; needs neither GPU nor ranks. ranks_on_node: that share a
-// node's memory. Throws as read_job, and where a run would refuse its machine.
-Plan make_plan(const std::string& input, const Config& config, int ranks, int ranks_on_node);
+// node's memory; knows_nodes: so they will in the run. Throws as read_job, and where a run would
+// refuse its machine.
+Plan make_plan(const std::string& input, const Config& config, int ranks, int ranks_on_node,
+               bool knows_nodes);
 
 }  // namespace utrain

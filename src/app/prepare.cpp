@@ -49,14 +49,21 @@ std::string text_of_checkpoints(const Config& config) {
                      c.every == 1 ? "" : "s", folder, c.keep);
 }
 
-// Of the run itself, which a check may be made for on fewer; 0: not known.
+// Of the run itself, which a check may be made for on fewer; 0: not known. Throws usage.
 int64_t ranks_of_run(const CommandLine& command_line, int size) {
   if (command_line.command != CommandLine::Command::check) return size;
   if (command_line.ranks > 0) return command_line.ranks;
   if (size > 1) return size;
   const char* tasks = std::getenv("SLURM_NTASKS");  // 1 is also what srun says of the check
-  const int n = tasks == nullptr ? 0 : std::atoi(tasks);
-  return n > 1 ? n : 0;
+  if (tasks == nullptr || *tasks == 0) return 0;
+  const std::optional<int64_t> n = count_of_ranks(tasks);
+  if (!n) {
+    fail(
+        ExitCode::usage, "SLURM_NTASKS",
+        fmt::format("found \"{:.80}\", wanted a number of tasks >= 1 and <= {}", tasks, kMostRanks),
+        "unset it, or say how many ranks the run has with --ranks");
+  }
+  return *n > 1 ? *n : 0;
 }
 
 void check_resumed(Prepared& p) {
@@ -100,9 +107,7 @@ std::vector<Recompute> most_recompute(const std::vector<Recompute>& own, const W
 void make_trainer(Prepared& p, const World& world) {
   Backend& backend = *p.machine.backend;
   const Groups groups = p.machine.groups();
-  const auto fits = [&](const Arena& arena) {
-    return arena.bytes() <= p.machine.memory_budget && host_memory_holds(arena, p.machine);
-  };
+  const auto fits = [&](const Arena& arena) { return memory_holds(arena, p.machine); };
   // The least of all ranks' answers.
   const auto agreed = [&](const std::function<int64_t()>& choose) {
     int64_t chosen = 0;
@@ -110,8 +115,7 @@ void make_trainer(Prepared& p, const World& world) {
     const std::vector<double> all = world.gather(static_cast<double>(chosen));
     return static_cast<int64_t>(*std::min_element(all.begin(), all.end()));
   };
-  world.together(
-      [&] { p.policy = choose_recompute(*p.job, backend, groups, p.machine.memory_budget); });
+  world.together([&] { p.policy = choose_recompute(*p.job, backend, groups, p.machine.budget()); });
   p.policy = most_recompute(p.policy, world);
   p.passes_together =
       agreed([&] { return choose_passes(*p.job, backend, groups, p.policy, fits); });
@@ -141,7 +145,8 @@ Config read_shared_config(const CommandLine& command_line, const World& world) {
 
 Prepared prepare(const CommandLine& command_line, const World& world) {
   Prepared p;
-  const int64_t ranks_known = ranks_of_run(command_line, world.size());
+  int64_t ranks_known = 0;
+  world.together([&] { ranks_known = ranks_of_run(command_line, world.size()); });
   const int ranks = ranks_known > 0 ? static_cast<int>(ranks_known) : world.size();
   world.agree("the build of utrain", build_identity());
   const Config config = read_shared_config(command_line, world);

@@ -80,6 +80,21 @@ std::string text_of_ranks(const std::string& n) {
   return fmt::format("{} rank{}", n, n == "1" ? "" : "s");
 }
 
+// Where the input says how many passes a step has, and so the batch follows from the ranks.
+std::string change_of_batch(const Job& job, const std::string& then, const std::string& path,
+                            int then_ranks) {
+  const Config::Train& t = job.config.train;
+  const int64_t a_rank = t.gradient_accumulation_steps * t.micro_batch_size;
+  std::string text = fmt::format(
+      "train.gradient_accumulation_steps: {} x train.micro_batch_size {} x {} are {} rows a step, "
+      "they were {} in {}; set train.global_batch_size = {} instead",
+      t.gradient_accumulation_steps, t.micro_batch_size, text_of_ranks(std::to_string(job.ranks)),
+      job.global_batch_size, then, path, then);
+  if (then_ranks != job.ranks && std::to_string(a_rank * then_ranks) == then)
+    text += fmt::format(", run on {} as before", text_of_ranks(std::to_string(then_ranks)));
+  return text;
+}
+
 bool is_damage(ExitCode code) {
   return code == ExitCode::no_checkpoint || code == ExitCode::bad_file || code == ExitCode::io;
 }
@@ -158,10 +173,12 @@ std::string check_same_job(const Resumed& resumed, const Job& job, const Backend
     }
     const bool may =
         std::find(names.allowed.begin(), names.allowed.end(), key) != names.allowed.end();
+    const bool by_ranks =
+        key == "train.global_batch_size" && job.config.train.gradient_accumulation_steps > 0;
     lines += fmt::format(
-        "{}{}: was {} in {}, is {} now; set it back{}, or start again with checkpoint.resume = "
-        "\"never\"",
-        lines.empty() ? "" : "\n", key, then, path, now,
+        "{}{}{}, or start again with checkpoint.resume = \"never\"", lines.empty() ? "" : "\n",
+        by_ranks ? change_of_batch(job, then, path, resumed.checkpoint.ranks())
+                 : fmt::format("{}: was {} in {}, is {} now; set it back", key, then, path, now),
         may ? fmt::format(", allow it with checkpoint.allow_changes = [\"{}\"]", key) : "");
   }
   if (!lines.empty()) throw Error(ExitCode::usage, lines);

@@ -167,21 +167,24 @@ bool Run::is_due(int64_t step) const {
 
 void Run::capture(int64_t step) {
   if (checkpoints_->is_under_way()) {
-    const auto begin = Clock::now();
     report(p_.trainer->finish_steps());
+    const auto begin = Clock::now();
+    const double between = std::chrono::duration<double>(begin - captured_at_).count();
     checkpoints_->finish_between_steps();
-    if (world_.rank() == 0 && !has_warned_of_saving_) {
+    const double waited = seconds_since(begin);
+    if (world_.rank() == 0 && !has_warned_of_saving_ && is_long_wait(waited, between)) {
+      has_warned_of_saving_ = true;
       warn(
-          fmt::format("step {}: waited {:.1f} s for the checkpoint before it; raise "
-                      "checkpoint.every (said once)",
-                      step, seconds_since(begin)));
+          fmt::format("step {}: waited {:.1f} s for the checkpoint before it, after steps of "
+                      "{:.1f} s; raise checkpoint.every (said once)",
+                      step, waited, between));
     }
-    has_warned_of_saving_ = true;
   }
   std::optional<double> eval_loss;
   if (evaluated_step_ == step && std::isfinite(totals_.last_eval_loss))
     eval_loss = totals_.last_eval_loss;
   checkpoints_->capture(step, eval_loss);
+  captured_at_ = Clock::now();
 }
 
 void Run::stop_after(int64_t step, const std::string& reason) {

@@ -2,6 +2,7 @@
 // directory and the progress. Every call is collective.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -54,6 +55,7 @@ class Run {
   int64_t evaluated_step_ = 0;     // the last one
   std::string how_it_stopped_;     // and how to go on; empty: it did not
   bool has_warned_of_saving_ = false;
+  std::chrono::steady_clock::time_point captured_at_;  // the last time, for a checkpoint
 };
 
 }  // namespace utrain

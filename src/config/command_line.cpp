@@ -20,7 +20,6 @@ namespace {
 namespace po = boost::program_options;
 using Command = CommandLine::Command;
 
-constexpr int64_t kMostRanks = 100000;
 constexpr const char* kUsage = "usage: utrain input.toml [--section.key=value ...]";
 
 po::options_description make_flags() {
@@ -71,6 +70,14 @@ std::pair<std::string, std::string> override_token(const std::string& token) {
   const bool dotted = name.size() > 3 && name.compare(0, 2, "--") == 0 && name[2] != '-' &&
                       name.find('.') != name.npos;
   return dotted ? std::pair{std::string("override"), token} : std::pair<std::string, std::string>{};
+}
+
+std::optional<int64_t> count_up_to(int64_t most, std::string_view text) {
+  int64_t n = 0;
+  const char* end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data(), end, n);
+  if (error != std::errc{} || rest != end || n < 1 || n > most) return std::nullopt;
+  return n;
 }
 
 class Parser {
@@ -178,14 +185,12 @@ class Parser {
   }
 
   int64_t count(const std::string& name, const std::string& value, const char* what, int64_t most) {
-    int64_t n = 0;
-    const char* end = value.data() + value.size();
-    const auto [rest, error] = std::from_chars(value.data(), end, n);
-    if (error != std::errc{} || rest != end || n < 1 || n > most)
+    const std::optional<int64_t> n = count_up_to(most, value);
+    if (!n)
       problem(fmt::format("--{0}: found \"{1}\", wanted a number of {2} >= 1{3}; write --{0} 3",
                           name, value.substr(0, 80), what,
                           most == kMostRanks ? fmt::format(" and <= {}", most) : ""));
-    return n;
+    return n.value_or(0);
   }
 
   const po::options_description& flags_;
@@ -197,6 +202,10 @@ class Parser {
 };
 
 }  // namespace
+
+std::optional<int64_t> count_of_ranks(std::string_view text) {
+  return count_up_to(kMostRanks, text);
+}
 
 CommandLine parse_command_line(int argc, const char* const* argv) {
   const po::options_description flags = make_flags();

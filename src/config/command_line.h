@@ -4,12 +4,18 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "config/input_file.h"
 
 namespace utrain {
+
+// A number of ranks that is written for a run elsewhere: decimal, 1 to kMostRanks, nothing else.
+inline constexpr int64_t kMostRanks = 100000;
+std::optional<int64_t> count_of_ranks(std::string_view text);
 
 struct CommandLine {
   enum class Command { train, check, plan, print_config, help, help_config, version };

@@ -22,13 +22,24 @@ std::string more_gpu_memory(const Job& job) {
   return text + ", or take a GPU with more memory";
 }
 
+// Likewise on the CPU, where offloading only takes more of the same memory.
+std::string more_host_memory(const Job& job) {
+  const Config::Parallel& p = job.config.parallel;
+  std::string text;
+  if (p.offload_params) text += ", set parallel.offload_params = false";
+  if (p.offload_optimizer) text += ", set parallel.offload_optimizer = false";
+  if (job.ranks > 1 && p.strategy != "zero3") text += ", set parallel.strategy = \"zero3\"";
+  if (job.ranks > 1) text += ", run fewer ranks on a node";
+  return text + ", or ask for a node with more memory";
+}
+
 }  // namespace
 
 std::vector<Recompute> wanted_recompute(const Job& job, Backend& backend, const Groups& groups,
-                                        int64_t budget) {
+                                        const MemoryBudget& budget) {
   const int64_t L = job.architecture.n_layers;
-  const auto bytes_of = [&](const std::vector<Recompute>& policy) {
-    return Trainer(job, backend, groups, policy).arena().bytes();
+  const auto fits = [&](const std::vector<Recompute>& policy) {
+    return budget.holds(Trainer(job, backend, groups, policy).arena());
   };
   // k of the L layers compute again with `some`, the others with `rest`.
   const auto mixed = [&](Recompute some, Recompute rest, int64_t k) {
@@ -44,7 +55,7 @@ std::vector<Recompute> wanted_recompute(const Job& job, Backend& backend, const 
     int64_t low = 1, high = L;
     while (low < high) {
       const int64_t k = (low + high) / 2;
-      if (bytes_of(mixed(some, rest, k)) <= budget)
+      if (fits(mixed(some, rest, k)))
         high = k;
       else
         low = k + 1;
@@ -56,41 +67,35 @@ std::vector<Recompute> wanted_recompute(const Job& job, Backend& backend, const 
                                           : wish == "block"   ? Recompute::block
                                           : wish == "offload" ? Recompute::offload
                                                               : Recompute::keep);
-  if (wish == "auto" && bytes_of(policy) > budget) {
+  if (wish == "auto" && !fits(policy)) {
     policy = fewest(Recompute::mlp, Recompute::keep);
-    if (bytes_of(policy) > budget) policy = fewest(Recompute::block, Recompute::mlp);
+    if (!fits(policy)) policy = fewest(Recompute::block, Recompute::mlp);
   }
   return policy;
 }
 
 std::vector<Recompute> choose_recompute(const Job& job, Backend& backend, const Groups& groups,
-                                        int64_t budget) {
+                                        const MemoryBudget& budget) {
   const std::vector<Recompute> policy = wanted_recompute(job, backend, groups, budget);
-  const std::string& wish = job.config.train.recompute;
   const Trainer chosen(job, backend, groups, policy);
-  const int64_t needed = chosen.arena().bytes();
-  if (needed > budget) {
-    const std::string found =
-        fmt::format("{:.2f} GB needed on each rank, {:.2f} GB free for it",
-                    static_cast<double>(needed) * 1e-9, static_cast<double>(budget) * 1e-9);
-    const bool gpu = backend.name() == "cuda";
-    if (const int64_t base = chosen.arena().bytes(MemoryClass::base); base > budget) {
-      fail(ExitCode::usage, "memory",
-           fmt::format("{}: the base model alone takes {:.2f} GB", found,
-                       static_cast<double>(base) * 1e-9),
-           gpu ? "take a smaller model" + more_gpu_memory(job)
-               : "take a smaller model, run fewer ranks on a node, or a node with more memory");
-    }
-    std::string first;
-    if (wish == "none" || wish == "mlp")
-      first = "set train.recompute = \"block\" or \"auto\", ";
-    else if (wish != "offload" && gpu)  // on the CPU it is the same memory
-      first = "set train.recompute = \"offload\", ";
-    fail(ExitCode::usage, "memory", found,
-         first + "lower train.micro_batch_size or data.seq_len" +
-             (gpu ? more_gpu_memory(job) : ", or run fewer ranks on a node"));
+  if (budget.holds(chosen.arena())) return policy;
+  const std::string found = text_of_shortage(budget.needed(chosen.arena()), budget.bytes);
+  if (const int64_t base = chosen.arena().bytes(MemoryClass::base); base > budget.bytes) {
+    fail(ExitCode::usage, "memory",
+         fmt::format("{}: the base model alone takes {:.2f} GB", found,
+                     static_cast<double>(base) * 1e-9),
+         "take a smaller model" +
+             (budget.is_of_host ? more_host_memory(job) : more_gpu_memory(job)));
   }
-  return policy;
+  const std::string& wish = job.config.train.recompute;
+  std::string first;
+  if (wish == "none" || wish == "mlp" || (wish == "offload" && budget.is_of_host))
+    first = "set train.recompute = \"block\" or \"auto\", ";
+  else if (wish != "offload" && !budget.is_of_host)
+    first = "set train.recompute = \"offload\", ";
+  fail(ExitCode::usage, "memory", found,
+       first + "lower train.micro_batch_size or data.seq_len" +
+           (budget.is_of_host ? more_host_memory(job) : more_gpu_memory(job)));
 }
 
 }  // namespace utrain
