@@ -89,7 +89,7 @@ class Updates {
     optimizer_.bind(arena_);
     backend_.zero(arena_[loss_id_]);
     for (int64_t u = 0; u < kUnits; ++u)
-      trainables_.set_parameters(u, numbers(u, trainables_.own_elems(u)).data());
+      trainables_.set_parameters(u, 0, numbers(u, trainables_.own_elems(u)));
     trainables_.parameters_changed();
   }
 

@@ -45,7 +45,8 @@ TEST(Plan, MemoryIsThatOfARealTrainer) {
             continue;
           }
           EXPECT_EQ(trainer.arena().bytes(), plan.total_bytes);
-          EXPECT_EQ(trainer.arena().host_bytes() > 0, offloads == "true");
+          const int64_t copy = 3 * 4 * trainer.model_state().layout().n_elem() / ranks;
+          EXPECT_GE(trainer.arena().host_bytes(), copy) << "for the checkpoint of a stop";
           EXPECT_EQ(plan.copied_in > 0, offloads == "true");
           EXPECT_EQ(policy, plan.policy);
           for (const MemoryClass m : kMemoryClasses)

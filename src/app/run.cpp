@@ -192,7 +192,7 @@ void Run::stop_after(int64_t step, const std::string& reason) {
   checkpoints_->finish();
   const bool has_steps = step >= first_step_;
   if (!dry_run_ && has_steps && checkpoints_->last_step() != step) {
-    world_.watchdog().enter(RunPhase::save, step);  // memory for the copy may have to be taken
+    world_.watchdog().enter(RunPhase::save, step);
     capture(step);
     checkpoints_->finish();
   }

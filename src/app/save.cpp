@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <filesystem>
 #include <optional>
+#include <span>
 
 #include "core/convert.h"
 #include "core/finite.h"
+#include "core/pieces.h"
 #include "io/file.h"
 #include "io/json.h"
 #include "io/peft_adapter.h"
@@ -64,12 +66,16 @@ class ModelWriter {
     }
   }
 
-  // values [t.n_elem()]
-  void write(const Trainable& t, const float* values) {
+  // The next of the tensor's values.
+  void write(const Trainable& t, std::span<const float> values) {
     if (!writer_) open_shard();
-    bytes_.resize(static_cast<size_t>(t.n_elem() * size_of(dtype_)));
-    from_float(dtype_, values, t.n_elem(), bytes_.data());
-    writer_->write(t.name, bytes_.data(), static_cast<int64_t>(bytes_.size()));
+    bytes_.resize(values.size() * static_cast<size_t>(size_of(dtype_)));
+    from_float(dtype_, values.data(), std::ssize(values), bytes_.data());
+    writer_->write(t.name, bytes_.data(), std::ssize(bytes_));
+  }
+
+  // All values of the tensor are written.
+  void end(const Trainable& t) {
     if (shards_[shard_].back() != &t) return;
     writer_->commit();
     writer_.reset();
@@ -182,18 +188,21 @@ SavedModel save_model(const std::string& dir, const std::string& source, DType d
   std::optional<ModelWriter> writer;
   world.first_rank([&] { writer.emplace(dir, layout, dtype); });
   auto next = layout.tensors().begin();
+  std::vector<float> piece;
   for (int64_t u = 0; u < layout.n_units(); ++u) {
-    const std::vector<float> unit = trainer.parameters_on_host(u);
+    const Trainables::Gathered unit = trainer.gather_parameters(u);
     const int64_t begin = layout.unit_begin()[static_cast<size_t>(u)];
     std::string not_finite;
     world.first_rank([&] {
       for (; next != layout.tensors().end() && next->unit == u && not_finite.empty(); ++next) {
-        world.watchdog().progress();
-        const float* values = &unit[static_cast<size_t>(next->offset - begin)];
-        if (are_finite({values, static_cast<size_t>(next->n_elem())}))
-          writer->write(*next, values);
-        else
-          not_finite = next->name;
+        for_pieces(next->n_elem(), [&](int64_t first, int64_t n) {
+          world.watchdog().progress();
+          piece.resize(static_cast<size_t>(n));
+          trainer.read(unit, next->offset - begin + first, piece);
+          if (!are_finite(piece)) not_finite = next->name;
+          if (not_finite.empty()) writer->write(*next, piece);
+        });
+        if (not_finite.empty()) writer->end(*next);
       }
     });
     not_finite = world.broadcast(not_finite);

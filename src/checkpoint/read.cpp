@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -106,14 +107,26 @@ void Checkpoint::verify(int part, int parts) const {
   }
 }
 
-void Checkpoint::read(Array array, const Slice& slice, float* out) const {
+void Checkpoint::open_shards(const Slice& slice, const Work& work) const {
   ASSERT(slice.begin >= 0 && slice.n_elem >= 0 && slice.begin <= n_elem_ - slice.n_elem);
   for (int rank = 0; rank < ranks_; ++rank) {
     const std::vector<Slice>& held = slices_[static_cast<size_t>(rank)];
     if (!ShardReader::overlap(held, slice)) continue;
-    const ShardReader shard(path_, rank, ranks_, held, ExitCode::no_checkpoint);
-    shard.read(kArrayNames[static_cast<size_t>(array)], slice, out);
+    work(ShardReader(path_, rank, ranks_, held, ExitCode::no_checkpoint));
   }
+}
+
+void Checkpoint::read(Array array, const Slice& slice, float* out) const {
+  open_shards(slice, [&](const ShardReader& shard) {
+    shard.read(kArrayNames[static_cast<size_t>(array)], slice, out);
+  });
+}
+
+void Checkpoint::read(const Slice& slice, float* parameters, float* m, float* v) const {
+  const std::array<float*, kArrayNames.size()> out = {parameters, m, v};
+  open_shards(slice, [&](const ShardReader& shard) {
+    for (size_t i = 0; i < out.size(); ++i) shard.read(kArrayNames[i], slice, out[i]);
+  });
 }
 
 }  // namespace utrain

@@ -2,12 +2,15 @@
 // checked before a value is used. Damage is Error(no_checkpoint) with file and data set.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "checkpoint/write.h"
 
 namespace utrain {
+
+class ShardReader;
 
 struct CheckpointPlace {
   std::string path;
@@ -37,8 +40,13 @@ class Checkpoint {
   enum class Array { parameters, m, v };  // indexes kArrayNames
   // out [slice.n_elem] = that slice, from whichever shards hold it.
   void read(Array array, const Slice& slice, float* out) const;
+  // All three of it, for which each shard is opened once.
+  void read(const Slice& slice, float* parameters, float* m, float* v) const;
 
  private:
+  using Work = std::function<void(const ShardReader& shard)>;
+  void open_shards(const Slice& slice, const Work& work) const;  // those that hold some of it
+
   std::string path_;
   int64_t step_ = 0, n_elem_ = 0;
   int ranks_ = 0;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/pieces.h"
+
 namespace utrain {
 
 namespace {
@@ -110,10 +112,12 @@ void ModelState::load(const WeightSource& source) {
   for (size_t i = 0; i < wide.size(); ++i) {
     const auto u = static_cast<int64_t>(i);
     const int64_t begin = trainables_->own_begin(u), n = trainables_->own_elems(u);
-    const int64_t size = size_of(DType::f32);
-    std::vector<float> own(static_cast<size_t>(n));
-    fill_image(wide[i], source, begin * size, (begin + n) * size, own.data());
-    trainables_->set_parameters(u, own.data());
+    constexpr int64_t size = sizeof(float);
+    for_pieces(n, [&](int64_t first, int64_t m) {
+      std::vector<float> piece(static_cast<size_t>(m));
+      fill_image(wide[i], source, (begin + first) * size, (begin + first + m) * size, piece.data());
+      trainables_->set_parameters(u, first, piece);
+    });
   }
 }
 
@@ -121,7 +125,8 @@ void ModelState::set_adapters(const float* flat) {
   ASSERT(!full_);
   for (int64_t u = 0; u < layout_.n_units(); ++u) {
     const int64_t begin = layout_.unit_begin()[static_cast<size_t>(u)];
-    trainables_->set_parameters(u, flat + begin + trainables_->own_begin(u));
+    const float* own = flat + begin + trainables_->own_begin(u);
+    trainables_->set_parameters(u, 0, {own, static_cast<size_t>(trainables_->own_elems(u))});
   }
 }
 
@@ -133,19 +138,24 @@ void ModelState::loaded() {
 }
 
 std::vector<float> ModelState::parameters_on_host() {
-  std::vector<float> flat;
-  for (int64_t u = 0; u < layout_.n_units(); ++u) {
-    const std::vector<float> unit = trainables_->parameters_on_host(u);
-    flat.insert(flat.end(), unit.begin(), unit.end());
-  }
-  return flat;
+  return on_host([&](int64_t u) { return trainables_->gather_parameters(u); });
 }
 
 std::vector<float> ModelState::gradients_on_host() {
-  std::vector<float> flat;
+  return on_host([&](int64_t u) { return trainables_->gather_gradients(u); });
+}
+
+std::vector<float> ModelState::on_host(
+    const std::function<Trainables::Gathered(int64_t u)>& gather) const {
+  std::vector<float> flat(static_cast<size_t>(layout_.n_elem()));
   for (int64_t u = 0; u < layout_.n_units(); ++u) {
-    const std::vector<float> unit = trainables_->gradients_on_host(u);
-    flat.insert(flat.end(), unit.begin(), unit.end());
+    const Trainables::Gathered unit = gather(u);
+    const std::span of_unit =
+        std::span(flat).subspan(static_cast<size_t>(layout_.unit_begin()[static_cast<size_t>(u)]));
+    for_pieces(unit.values.cols, [&](int64_t first, int64_t n) {
+      trainables_->read(unit, first,
+                        of_unit.subspan(static_cast<size_t>(first), static_cast<size_t>(n)));
+    });
   }
   return flat;
 }

@@ -57,6 +57,8 @@ class ModelState {
   std::vector<float> gradients_on_host();
 
  private:
+  std::vector<float> on_host(const std::function<Trainables::Gathered(int64_t u)>& gather) const;
+
   Architecture architecture_;
   bool full_;
   Backend& backend_;

@@ -268,18 +268,19 @@ void Trainables::update_unit(int64_t u) {
   host_->send(u, own_values(u));
 }
 
-void Trainables::set_parameters(int64_t u, const float* own) {
+void Trainables::set_parameters(int64_t u, int64_t first, std::span<const float> values) {
   if (host_) {
     finish_update();
     host_->wait_for_sent();
   }
-  set(parameters(u), own);
+  set(parameters(u).columns(first, std::ssize(values)), values.data());
 }
 
-void Trainables::set_moments(int64_t u, const float* m, const float* v) {
+void Trainables::set_moments(int64_t u, int64_t first, std::span<const float> m,
+                             std::span<const float> v) {
   finish_update();
-  set(this->m(u), m);
-  set(this->v(u), v);
+  set(this->m(u).columns(first, std::ssize(m)), m.data());
+  set(this->v(u).columns(first, std::ssize(v)), v.data());
 }
 
 // x: of what update_backend() computes on.
@@ -293,36 +294,31 @@ void Trainables::set(const Tensor& x, const float* values) {
   backend_.upload(x.data, bytes.data(), static_cast<int64_t>(bytes.size()));
 }
 
-std::vector<float> Trainables::on_host(const Tensor& x) const {
-  std::vector<std::byte> bytes(static_cast<size_t>(x.cols * size_of(x.dtype)));
-  backend_.download(bytes.data(), x.data, static_cast<int64_t>(bytes.size()));
-  std::vector<float> values(static_cast<size_t>(x.cols));
-  to_float(x.dtype, bytes.data(), x.cols, values.data());
-  return values;
-}
-
-std::vector<float> Trainables::parameters_on_host(int64_t u) {
+Trainables::Gathered Trainables::gather_parameters(int64_t u) {
   finish_update();
   Tensor own = parameters(u);
-  if (host_ && !updates_slices()) {
-    std::vector<float> values(static_cast<size_t>(own.cols));
-    to_float(own.dtype, own.data, own.cols, values.data());
-    return values;
-  }
-  if (!updates_slices()) return on_host(own);
+  if (!updates_slices()) return {own, is_offloaded()};
   if (host_) {
     host_->keep_gradients(u);
     own = update_.own_of_unit(gradients(u), u);
     backend_.upload(own.data, host_->p(u).data, own.cols * size_of(own.dtype));
   }
   collectives_.all_gather(gradients(u), own);
-  return on_host(gradients(u));
+  return {gradients(u)};
 }
 
-std::vector<float> Trainables::gradients_on_host(int64_t u) {
+Trainables::Gathered Trainables::gather_gradients(int64_t u) {
   if (host_) host_->keep_gradients(u);
   if (updates_slices()) collectives_.all_gather(gradients(u), own_gradients(u));
-  return on_host(gradients(u));
+  return {gradients(u)};
+}
+
+void Trainables::read(const Gathered& unit, int64_t first, std::span<float> out) const {
+  const Tensor piece = unit.values.columns(first, std::ssize(out));
+  if (unit.is_in_host) return to_float(piece.dtype, piece.data, piece.cols, out.data());
+  std::vector<std::byte> bytes(static_cast<size_t>(piece.cols * size_of(piece.dtype)));
+  backend_.download(bytes.data(), piece.data, std::ssize(bytes));
+  to_float(piece.dtype, bytes.data(), piece.cols, out.data());
 }
 
 }  // namespace utrain

@@ -19,6 +19,7 @@
 #include <deque>
 #include <functional>
 #include <optional>
+#include <span>
 
 #include "parallel/host_state.h"
 #include "parallel/unit_store.h"
@@ -93,12 +94,18 @@ class Trainables {
   Tensor v(int64_t u) const { return host_ ? host_->v(u) : update_.own_of_shard(v_, u); }
   int64_t own_begin(int64_t u) const { return update_.own_begin(u); }
   int64_t own_elems(int64_t u) const { return update_.own_elems(u); }
-  void set_parameters(int64_t u, const float* own);
-  void set_moments(int64_t u, const float* m, const float* v);
-  // [n_elem(u)] on every rank. Collective; not between begin_pass and the update, whose gradients
-  // it overwrites where they are shared.
-  std::vector<float> parameters_on_host(int64_t u);
-  std::vector<float> gradients_on_host(int64_t u);
+  // A piece of these, from element `first` of the rank's own on.
+  void set_parameters(int64_t u, int64_t first, std::span<const float> values);
+  void set_moments(int64_t u, int64_t first, std::span<const float> m, std::span<const float> v);
+  // A unit on every rank, for read() until the next call. Collective; not between begin_pass and the
+  // update, whose gradients it overwrites where they are shared.
+  struct Gathered {
+    Tensor values;  // [1, n_elem(u)]
+    bool is_in_host = false;
+  };
+  Gathered gather_parameters(int64_t u);
+  Gathered gather_gradients(int64_t u);
+  void read(const Gathered& unit, int64_t first, std::span<float> out) const;  // not collective
 
  private:
   bool updates_slices() const { return strategy_ != Strategy::ddp; }
@@ -112,7 +119,6 @@ class Trainables {
   void catch_up(int64_t n_updated, int64_t n_arrived);
   void update_unit(int64_t u);
   void set(const Tensor& x, const float* values);
-  std::vector<float> on_host(const Tensor& x) const;
 
   Strategy strategy_;
   std::vector<DecayRun> decay_;

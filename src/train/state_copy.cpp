@@ -19,27 +19,20 @@ std::vector<Slice> slices_of_rank(const TrainableLayout& layout, int rank, int r
 }
 
 StateCopy::StateCopy(const TrainableLayout& layout, Trainables& trainables,
-                     const Collectives& world, Backend& backend, Arena& arena, bool in_arena)
+                     const Collectives& world, Backend& backend, Arena& arena)
     : shards_(layout.unit_begin(), world.rank(), world.size()),
       slices_(slices_of_rank(layout, world.rank(), world.size())),
       trainables_(trainables),
-      backend_(backend) {
-  if (in_arena) {
-    id_ = arena.declare("copy for checkpoints", DType::f32, kArrays, shards_.shard_elems(),
-                        MemoryClass::host);
-  }
-}
+      backend_(backend),
+      id_(arena.declare("copy for checkpoints", DType::f32, kArrays, shards_.shard_elems(),
+                        MemoryClass::host)) {}
 
 void StateCopy::bind(const Arena& arena) {
-  if (id_) memory_ = static_cast<float*>(arena[*id_].data);
+  memory_ = static_cast<float*>(arena[id_].data);
 }
 
 void StateCopy::begin() {
   ASSERT(backend_.trainable_dtype() == DType::f32);
-  if (memory_ == nullptr) {
-    own_memory_ = backend_.allocate_host(kArrays * shards_.shard_elems() * size_of(DType::f32));
-    memory_ = static_cast<float*>(own_memory_.get());
-  }
   trainables_.finish_update();
   const auto copy = [&](Array array, int64_t u, const Tensor& own) {
     float* to = at(array) + shards_.own_begin_in_shard(u);

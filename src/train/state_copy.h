@@ -6,8 +6,6 @@
 #pragma once
 
 #include <functional>
-#include <memory>
-#include <optional>
 #include <vector>
 
 #include "checkpoint/slice.h"
@@ -21,9 +19,9 @@ std::vector<Slice> slices_of_rank(const TrainableLayout& layout, int rank, int r
 
 class StateCopy {
  public:
-  // in_arena: its memory is declared there; else it is taken by the first begin().
+  // Its memory is planned also where no checkpoint is due: a run that is stopped writes one.
   StateCopy(const TrainableLayout& layout, Trainables& trainables, const Collectives& world,
-            Backend& backend, Arena& arena, bool in_arena);
+            Backend& backend, Arena& arena);
   void bind(const Arena& arena);  // after the arena is placed
 
   void begin();  // collective where the optimizer is offloaded
@@ -40,8 +38,7 @@ class StateCopy {
   std::vector<Slice> slices_;
   Trainables& trainables_;
   Backend& backend_;
-  std::optional<Arena::Id> id_;
-  std::shared_ptr<void> own_memory_;
+  Arena::Id id_;
   float* memory_ = nullptr;  // [arrays, shard_elems]
   int64_t newest_ = 0;       // ticket of the last copy: they are done in order
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/convert.h"
+#include "core/pieces.h"
 #include "model/flops.h"
 #include "train/schedule.h"
 
@@ -46,8 +47,7 @@ Trainer::Trainer(const Job& job, Backend& backend, const Groups& groups,
       optimizer_(job.config.train, state_.trainables(), backend, arena_),
       replicas_(backend, arena_),
       device_pass_(backend, arena_, job.pass_capacity(), passes_together),
-      copy_(state_.layout(), state_.trainables(), collectives_, backend, arena_,
-            job.config.checkpoint.every > 0),
+      copy_(state_.layout(), state_.trainables(), collectives_, backend, arena_),
       loss_id_(arena_.declare("loss", backend.loss_dtype(), 1, 1, MemoryClass::workspace)) {}
 
 void Trainer::place() {
@@ -84,18 +84,21 @@ void Trainer::restore(const Checkpoint& checkpoint,
                       const std::array<double, kStepStates>& optimizer) {
   ASSERT(checkpoint.n_elem() == state_.layout().n_elem());
   Trainables& trainables = state_.trainables();
+  constexpr int64_t kPiece = 4 * kPieceElems;  // a file is opened for each
   std::vector<float> p, m, v;
   for (int64_t u = 0; u < trainables.n_units(); ++u) {
-    const int64_t n = trainables.own_elems(u);
-    const Slice own = {
-        state_.layout().unit_begin()[static_cast<size_t>(u)] + trainables.own_begin(u), n};
-    for (std::vector<float>* values : {&p, &m, &v}) values->resize(static_cast<size_t>(n));
-    if (n == 0) continue;
-    checkpoint.read(Checkpoint::Array::parameters, own, p.data());
-    checkpoint.read(Checkpoint::Array::m, own, m.data());
-    checkpoint.read(Checkpoint::Array::v, own, v.data());
-    trainables.set_parameters(u, p.data());
-    trainables.set_moments(u, m.data(), v.data());
+    const int64_t begin =
+        state_.layout().unit_begin()[static_cast<size_t>(u)] + trainables.own_begin(u);
+    for_pieces(
+        trainables.own_elems(u),
+        [&](int64_t first, int64_t n) {
+          const Slice piece = {begin + first, n};
+          for (std::vector<float>* values : {&p, &m, &v}) values->resize(static_cast<size_t>(n));
+          checkpoint.read(piece, p.data(), m.data(), v.data());
+          trainables.set_parameters(u, first, p);
+          trainables.set_moments(u, first, m, v);
+        },
+        kPiece);
   }
   optimizer_.set_state(optimizer);
 }

@@ -103,8 +103,12 @@ class Trainer {
   const ModelState& model_state() const { return state_; }
   // Of all that is trained, as model_state().layout() says, on every rank.
   std::vector<float> parameters_on_host() { return state_.parameters_on_host(); }
-  std::vector<float> parameters_on_host(int64_t unit) {
-    return state_.trainables().parameters_on_host(unit);
+  // One unit of that, to be read in pieces: see Trainables.
+  Trainables::Gathered gather_parameters(int64_t unit) {
+    return state_.trainables().gather_parameters(unit);
+  }
+  void read(const Trainables::Gathered& unit, int64_t first, std::span<float> out) {
+    state_.trainables().read(unit, first, out);
   }
   std::vector<float> gradients_on_host() { return state_.gradients_on_host(); }
   // Of the steps so far: what Collectives::exposed_seconds counted in them. Waits for them.
