@@ -46,13 +46,10 @@ class HostMemory : public testing::Test {
     ::setenv(kOfFirst, std::to_string(of_first).c_str(), 1);
     ::setenv(kOfOthers, std::to_string(of_others).c_str(), 1);
   }
-  Result run(int ranks_per_node, int64_t of_first, int64_t of_others,
-             const std::vector<std::string>& more = {}) {
+  Result run(int ranks_per_node, int64_t of_first, int64_t of_others) {
     set_machine(ranks_per_node, of_first, of_others);
     const std::string run_dir = input();
-    std::vector<std::string> words = {run_dir + ".toml", kSharded};
-    words.insert(words.end(), more.begin(), more.end());
-    const Outcome outcome = launch(2, words);
+    const Outcome outcome = launch(2, {run_dir + ".toml", kSharded});
     EXPECT_EQ(outcome.exit_code, 0) << outcome.text();
     if (outcome.exit_code != 0) return {};
     Result result;
@@ -64,18 +61,23 @@ class HostMemory : public testing::Test {
     result.adapter = read_bytes(run_dir + "/adapter/adapter_model.safetensors");
     return result;
   }
-  // What a rank of two needs where nothing is computed again, or as `recompute` says.
-  int64_t all_kept(int rank, const std::string& recompute = "none", const char* every = "0") {
-    Config config = read_config(input() + ".toml", {{"parallel.strategy", "zero1"},
-                                                    {"train.recompute", recompute},
-                                                    {"checkpoint.every", every}});
+  // What a rank of two needs where nothing is computed again, or as `recompute` says; host: of that,
+  // the copy that checkpoints are written from.
+  struct Needed {
+    int64_t all, host;
+  };
+  Needed needed(int rank, const std::string& recompute = "none") {
+    Config config = read_config(input() + ".toml",
+                                {{"parallel.strategy", "zero1"}, {"train.recompute", recompute}});
     const Job job = read_job(config, 2);
     const auto backend = make_cpu_backend(DType::f32);
     SilentCollectives collectives(rank, 2);
     const Trainer trainer(job, *backend, collectives,
                           wanted_recompute(job, *backend, collectives, {kPlenty}));
-    return trainer.arena().bytes() + trainer.arena().host_bytes();
+    const int64_t host = trainer.arena().host_bytes();
+    return {trainer.arena().bytes() + host, host};
   }
+  int64_t all_kept(int rank) { return needed(rank).all; }
   // What has this left for each of so many ranks.
   static int64_t for_each(int64_t bytes, int ranks) { return (bytes * ranks * 10 + 8) / 9; }
   static void expect_same_numbers(const Result& found, const Result& wanted) {
@@ -90,10 +92,10 @@ class HostMemory : public testing::Test {
 };
 
 TEST_F(HostMemory, IsSharedByTheRanksOfANode) {
-  const int64_t needed = all_kept(1);
+  const int64_t kept = all_kept(1);
   const Result all = run(2, kPlenty, kPlenty);
   EXPECT_NE(all.recompute.find("keep all"), std::string::npos) << all.recompute;
-  const int64_t for_two = for_each(needed, 2), less = for_two / 20 * 19;
+  const int64_t for_two = for_each(kept, 2), less = for_two / 20 * 19;
   EXPECT_EQ(run(2, for_two, for_two).recompute, all.recompute);
   const Result together = run(2, less, less);
   EXPECT_NE(together.recompute, all.recompute);
@@ -102,9 +104,9 @@ TEST_F(HostMemory, IsSharedByTheRanksOfANode) {
 }
 
 TEST_F(HostMemory, OfTheNodeThatHasTheLeastDecides) {
-  const int64_t needed = all_kept(1);
+  const int64_t less = for_each(all_kept(1), 1) / 20 * 19;
   const Result all = run(1, kPlenty, kPlenty);
-  const Result first = run(1, needed, kPlenty), other = run(1, kPlenty, needed);
+  const Result first = run(1, less, kPlenty), other = run(1, kPlenty, less);
   EXPECT_NE(first.recompute, all.recompute);
   EXPECT_EQ(first.recompute, other.recompute);
   expect_same_numbers(first, all);
@@ -123,23 +125,23 @@ TEST_F(HostMemory, OfTheRankThatNeedsTheMostDecides) {
 
 // The copy that checkpoints are written from is of the same memory.
 TEST_F(HostMemory, HoldsTheCopyForCheckpointsToo) {
-  const std::string copies = "--checkpoint.every=5";
-  const auto of = [&](const char* recompute) { return for_each(all_kept(1, recompute, "5"), 2); };
-  const int64_t keep = of("none"), block = of("block"), copy = keep - for_each(all_kept(1), 2);
+  const Needed none = needed(1);
+  const int64_t keep = for_each(none.all, 2), block = for_each(needed(1, "block").all, 2),
+                copy = for_each(none.host, 2);
   ASSERT_GT(copy, 0);
-  const Result all = run(2, keep, keep, {copies});
+  const Result all = run(2, keep, keep);
   for (const int64_t there : {keep - 4, keep - copy / 2, (keep + block) / 2, block + 4}) {
     SCOPED_TRACE(fmt::format("{} between {} and {}", there, block, keep));
-    const Result found = run(2, there, there, {copies});
+    const Result found = run(2, there, there);
     EXPECT_NE(found.recompute, all.recompute);
     expect_same_numbers(found, all);
   }
   const std::string path = input() + ".toml";
   set_machine(2, block + 4, block + 4);
-  const Outcome plan = launch(2, {path, "--plan", copies, kSharded});
+  const Outcome plan = launch(2, {path, "--plan", kSharded});
   EXPECT_EQ(plan.out.find("zero1 does not fit"), std::string::npos) << plan.text();
   set_machine(2, block - 40, block - 40);
-  const Outcome refused = launch(2, {path, copies, kSharded});
+  const Outcome refused = launch(2, {path, kSharded});
   EXPECT_EQ(refused.exit_code, 2) << refused.text();
   std::smatch texts;
   const std::regex numbers("memory: ([0-9.]+ [GM]B) needed on each rank, ([0-9.]+ [GM]B) free");

@@ -190,8 +190,12 @@ TEST_F(Invariance, OffloadHasTheBitsOfBlock) {
     words.back() = "--train.recompute=offload";
     const Result found = run(ranks, words);
     expect_same_bits(found, wanted);
-    EXPECT_EQ(wanted.out.find(" host "), std::string::npos) << wanted.out;
-    EXPECT_NE(found.out.find(" host "), std::string::npos) << found.out;
+    // Of the start table; the copy for checkpoints lies there in any case.
+    const auto host = [](const Result& result) {
+      const size_t at = result.out.find(" host ");
+      return at == std::string::npos ? "" : result.out.substr(at, result.out.find('\n', at) - at);
+    };
+    EXPECT_NE(host(found), host(wanted)) << wanted.out << found.out;
     EXPECT_NE(found.out.find("6 of 6 layers compute the block again from host memory"),
               std::string::npos)
         << found.out;

@@ -25,17 +25,17 @@ std::string text_of_recompute(const StrategyPlan& s) {
   return text.empty() ? "none" : text;
 }
 
-std::string assumptions(const Plan& plan, bool offloads) {
+std::string assumptions(const Plan& plan) {
   std::string text;
   const auto line = [&](const std::string& words) { text += fmt::format("  {}\n", words); };
   if (!plan.gpu) {
     line(fmt::format(
-        "memory: 0.9 of what this machine has available, for {} rank{} on it, with what "
-        "they offload; how fast it computes is not known here",
+        "memory: 0.9 of what this machine has available, for {} rank{} on it, with their host "
+        "memory; how fast it computes is not known here",
         plan.ranks_on_node, plan.ranks_on_node == 1 ? "" : "s"));
     return text;
   }
-  if (offloads) line("host memory: whether a node has it for all its ranks only a run can tell");
+  line("host memory: whether a node has it for all its ranks only a run can tell");
   const std::string libraries = text_of_bytes(plan.reserve_bytes),
                     context = text_of_bytes(plan.context_bytes);
   if (plan.gpu_memory_is_assumed) {
@@ -126,10 +126,10 @@ std::string plan_table(const Plan& plan) {
       [](const StrategyPlan& s) { return s.fits ? "yes" : "no"; });
   const bool offloads =
       std::any_of(plan.strategies.begin(), plan.strategies.end(),
-                  [](const StrategyPlan& s) { return s.bytes_of(MemoryClass::host) > 0; });
+                  [](const StrategyPlan& s) { return s.copied_in + s.copied_out > 0; });
+  bytes_row("host memory a rank",
+            [](const StrategyPlan& s) { return s.bytes_of(MemoryClass::host); });
   if (offloads) {
-    bytes_row("host memory a rank",
-              [](const StrategyPlan& s) { return s.bytes_of(MemoryClass::host); });
     bytes_row("  copied from it a step", [](const StrategyPlan& s) { return s.copied_in; });
     bytes_row("  copied to it a step", [](const StrategyPlan& s) { return s.copied_out; });
   }
@@ -161,7 +161,7 @@ std::string plan_table(const Plan& plan) {
           fmt::format("  {} does not fit: needs {}\n", s.strategy, text_of_bytes(s.needed_bytes));
   }
   for (const std::string& warning : plan.warnings) out += fmt::format("  warning: {}\n", warning);
-  return out + assumptions(plan, offloads) + plan.why + "\n";
+  return out + assumptions(plan) + plan.why + "\n";
 }
 
 std::string plan_json(const Plan& plan) {

@@ -12,7 +12,8 @@
 
 namespace utrain {
 
-// host: what is offloaded, in host memory; all else is the device's.
+// host: what is offloaded and the copy that checkpoints are written from, in host memory; all else
+// is the device's.
 enum class MemoryClass { base, adapters, gradients, optimizer, activations, workspace, host };
 inline constexpr std::array<MemoryClass, 7> kMemoryClasses = {
     MemoryClass::base,      MemoryClass::adapters,    MemoryClass::gradients,
