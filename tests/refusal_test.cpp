@@ -285,6 +285,16 @@ TEST(Refusal, WithNobodyToTell) {
   }
 }
 
+// Of a file whose name would be two lines and a colour.
+TEST(Refusal, InOneLineForATerminal) {
+  const Outcome outcome = Launch(kAlone, {"no\n\x1b[31mwhere.toml"}).wait();
+  EXPECT_EQ(outcome.exit_code, 2);
+  ASSERT_EQ(outcome.error_lines().size(), 1u) << outcome.text();
+  EXPECT_NE(outcome.error_lines()[0].find("no\\x0a\\x1b[31mwhere.toml: does not exist"),
+            std::string::npos)
+      << outcome.text();
+}
+
 TEST(DumpRefused, IntoAMissingDirectory) {
   Sandbox sandbox;
   sandbox.flags = {"--dump", sandbox.dir / "none/out.safetensors"};

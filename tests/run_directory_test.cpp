@@ -338,6 +338,17 @@ TEST_F(RunDirectoryTest, ALostOutputIsInTheSummaryToo) {
   }
 }
 
+// What the program opens itself must not take the place of a descriptor that the parent closed.
+TEST_F(RunDirectoryTest, AClosedOutputIsALostOne) {
+  for (const char* closed : {">&-", ">&- <&-", "2>&- >&- <&-"}) {
+    SCOPED_TRACE(closed);
+    const std::string command = fmt::format("exec '{}' '{}' {}", binary(), input_, closed);
+    EXPECT_EQ(Launch(kAlone, {"-c", command}, "/bin/bash").wait().exit_code, 74);
+    EXPECT_EQ(summary().find("exit_code")->as_int64(), 74);
+    std::filesystem::remove_all(run_dir_);
+  }
+}
+
 TEST_F(RunDirectoryTest, ASignAtEachFileThatGoes) {
   const Words files = {run_dir_ + "/checkpoints/step-00000005/index.h5",
                        run_dir_ + "/checkpoints/step-00000005/adapter/adapter_config.json",

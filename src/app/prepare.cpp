@@ -131,7 +131,10 @@ void make_trainer(Prepared& p, const World& world) {
 
 Config read_shared_config(const CommandLine& command_line, const World& world) {
   std::string text;
-  world.first_rank([&] { text = read_input_file(command_line.input); });
+  world.first_rank([&] {
+    const auto sign = [&] { world.watchdog().progress(); };
+    text = read_input_file(command_line.input, kInputPatience, sign);
+  });
   text = world.broadcast(text);
   Config config;
   // What it names must be there on every node.
