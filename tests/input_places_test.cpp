@@ -1,8 +1,6 @@
 // What a run reads stays where it is: by its own name, under a directory, and by links in either
-// direction. The refusals end to end: refusal_test.
+// direction. The refusals end to end: refused_places_test.
 #include "app/input_places.h"
-
-#include <sys/wait.h>
 
 #include "app/run_directory.h"
 #include "io_files.h"
