@@ -96,10 +96,10 @@ TEST(RunDirectoryRefused, WhereItsInputFileWouldBeLost) {
   Sandbox sandbox;
   sandbox.arguments();
   fs::create_directory(sandbox.dir / "run");
-  fs::copy(sandbox.dir / "input.toml", sandbox.dir / "run/input.resolved.toml");
+  fs::copy(sandbox.dir / "input.toml", sandbox.dir / "run/metrics.jsonl");
   const std::string before = read_bytes(sandbox.dir / "input.toml");
   sandbox.with_input = false;
-  sandbox.flags = {sandbox.dir / "run/input.resolved.toml"};
+  sandbox.flags = {sandbox.dir / "run/metrics.jsonl"};
   expect_refused(sandbox, 2, "error: the input file: ");
   EXPECT_EQ(read_bytes(sandbox.flags[0]), before);
 }

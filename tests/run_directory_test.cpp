@@ -225,6 +225,11 @@ TEST_F(RunDirectoryTest, PrintedConfigIsAnInput) {
       launch(kAlone, {run_dir_ + "/input.resolved.toml", "--run.dir=" + (dir_ / "second")});
   EXPECT_EQ(from_run.exit_code, 0) << from_run.text();
   EXPECT_EQ(curve(read_metrics(dir_ / "second/metrics.jsonl"), "loss"), curve(metrics(), "loss"));
+  const Outcome in_place =
+      launch(kAlone, {run_dir_ + "/input.resolved.toml", "--run.overwrite=true"});
+  EXPECT_EQ(in_place.exit_code, 0) << in_place.text();
+  EXPECT_NE(read_bytes(run_dir_ + "/input.resolved.toml").find("overwrite = true"),
+            std::string::npos);
 }
 
 TEST_F(RunDirectoryTest, Evaluation) {
