@@ -42,7 +42,7 @@ test-asan: packages  ## the parsers and a 2-rank step under ASan and UBSan
 	@cd build/asan && ASAN_OPTIONS=detect_leaks=0 ctest --output-on-failure -R "^($$(echo $(ASAN_TESTS) | tr ' ' '|'))$$"
 
 FAULT_TESTS := fault_library_test faults_kill_test faults_damage_test faults_disk_test faults_hang_test faults_save_test faults_stop_test \
-  faults_resume_test refusal_test
+  faults_resume_test refusal_test refused_places_test
 test-faults: build  ## the full set of fault tests, half an hour; goes on where it was interrupted (FLAGS="--minutes 9")
 	@cmake --build --preset cpu --target $(FAULT_TESTS) -j $(JOBS)
 	@tools/test_faults $(FLAGS)

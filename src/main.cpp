@@ -1,6 +1,8 @@
 // Starts MPI, reads the command line, runs the command. The only catch, the only MPI_Abort.
+#include <fcntl.h>
 #include <fmt/core.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
@@ -44,6 +46,15 @@ int64_t hang_timeout(const utrain::CommandLine& command_line) {
   return std::clamp<int64_t>(seconds, 0, int64_t{1} << 30);
 }
 
+// A standard descriptor that the parent closed would become the first file that is opened, and get
+// what is printed. Reading meets the end, printing fails, errors reach nobody.
+void open_standard_descriptors() {
+  for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(descriptor, F_GETFD) >= 0) continue;
+    open("/dev/null", descriptor == STDERR_FILENO ? O_WRONLY : O_RDONLY);
+  }
+}
+
 int code_of(ExitCode code) {
   return static_cast<int>(code);
 }
@@ -78,6 +89,7 @@ int run(const utrain::CommandLine& command_line, const std::string& usage,
 }  // namespace
 
 int main(int argc, char** argv) {
+  open_standard_descriptors();
   utrain::StopSignals signals;
   std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is a failed write: told, with exit code 74
   try {

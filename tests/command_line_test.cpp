@@ -133,6 +133,7 @@ TEST(CommandLine, Refusals) {
       {{"a.toml", "--qqqqqqqqqqq"}, {"--qqqqqqqqqqq: unknown flag; see utrain --help"}},
       {{"a.toml", "--che"}, {"--che: unknown flag; did you mean --check?"}},
       {{"a.toml", "-x"}, {"-x: unknown flag"}},
+      {{"a.toml", "--", "--check"}, {"--check: unknown flag; after -- only the input file may"}},
       {{"a.toml", "-lora.r=8"}, {"-lora.r: unknown flag; did you mean --lora.r=...?"}},
       {{"a.toml", "--check=1"}, {"--check", "does not take any arguments"}},
       {{"a.toml", "--lora.r"}, {"--lora.r: has no value; write --lora.r=VALUE"}},

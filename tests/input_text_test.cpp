@@ -65,6 +65,15 @@ TEST(InputText, FilesThatCannotBeInput) {
   expect_refused(dir / "silent", "nothing comes out of it for 0.1 s; ");
 }
 
+TEST(InputText, ASignWhileItWaits) {
+  const TempDir dir;
+  ASSERT_EQ(::mkfifo((dir / "silent").c_str(), 0600), 0);
+  int n_signs = 0;
+  EXPECT_THROW(read_input_file(dir / "silent", std::chrono::milliseconds(1100), [&] { ++n_signs; }),
+               Error);
+  EXPECT_EQ(n_signs, 2);
+}
+
 TEST(InputText, UnreadableFile) {
   if (geteuid() == 0) GTEST_SKIP() << "root reads every file";
   const TempDir dir;

@@ -1,85 +1,15 @@
-// Bad input, end to end: the exit code of the contract on 1 and on 4 ranks, within 5 s, each
-// problem told once and with a remedy, at most 256 MiB above what sound input takes, and nothing
-// left on disk. The cases: refusal_cases.h, and refusal_attacks.h for the full set, which takes
-// minutes: refusal_test --gtest_also_run_disabled_tests
-#include <fcntl.h>
-#include <sys/file.h>
+// Bad input, end to end, as refusal_launch.h expects it. The cases: refusal_cases.h, and
+// refusal_attacks.h for the full set, which takes minutes:
+// refusal_test --gtest_also_run_disabled_tests
 #include <sys/resource.h>
 
 #include <set>
 
-#include "launch.h"
 #include "refusal_attacks.h"
-#include "refusal_cases.h"
+#include "refusal_launch.h"
 
 namespace utrain {
 namespace {
-
-constexpr double kLimitSeconds = 5.0;
-constexpr int64_t kLimitBytes = int64_t{256} << 20;
-
-std::set<std::string> files_under(const std::string& dir) {
-  std::set<std::string> names;
-  for (const auto& entry : fs::recursive_directory_iterator(dir)) names.insert(entry.path());
-  return names;
-}
-
-// Of the largest process, where nothing is wrong.
-int64_t sound_peak_bytes() {
-  static const int64_t peak = [] {
-    Sandbox sandbox;
-    sandbox.flags = {"--check"};
-    const Outcome outcome = launch(4, sandbox.arguments());
-    EXPECT_EQ(outcome.exit_code, 0) << outcome.text();
-    return outcome.peak_bytes;
-  }();
-  return peak;
-}
-
-void expect_refusal(const Outcome& outcome, int exit_code, const std::string& word,
-                    size_t n_lines) {
-  EXPECT_EQ(outcome.exit_code, exit_code) << outcome.text();
-  const std::vector<std::string> lines = outcome.error_lines();
-  EXPECT_EQ(lines.size(), n_lines) << outcome.text();
-  EXPECT_EQ(std::set<std::string>(lines.begin(), lines.end()).size(), lines.size())
-      << outcome.text();
-  bool found = false;
-  for (const std::string& line : lines) {
-    EXPECT_NE(line.find("; "), std::string::npos) << "no remedy: " << line;
-    found |= line.find(word) != std::string::npos;
-  }
-  EXPECT_TRUE(found) << "no \"" << word << "\" in: " << outcome.text();
-  for (const char* crash :
-       {"terminate called", "Assertion", "Segmentation", "what()", "Sanitizer"}) {
-    EXPECT_EQ(outcome.text().find(crash), std::string::npos) << outcome.text();
-  }
-}
-
-// A busy machine may make one launch slow: the shorter of two counts.
-void expect_refusal_in_time(Outcome outcome, int ranks, const std::vector<std::string>& arguments,
-                            int exit_code, const std::string& word, size_t n_lines) {
-  expect_refusal(outcome, exit_code, word, n_lines);
-  if (outcome.seconds >= kLimitSeconds) {
-    outcome = launch(ranks, arguments);
-    expect_refusal(outcome, exit_code, word, n_lines);
-  }
-  EXPECT_LT(outcome.seconds, kLimitSeconds);
-  EXPECT_LT(outcome.peak_bytes, sound_peak_bytes() + kLimitBytes);
-}
-
-// Alone and on 4 ranks at the same time: both read the same input, and neither writes.
-void expect_refused(const Sandbox& sandbox, int exit_code, const std::string& word,
-                    size_t n_lines = 1) {
-  const std::vector<std::string> arguments = sandbox.arguments();
-  const std::set<std::string> before = files_under(sandbox.dir.str());
-  {
-    Launch four(4, arguments), alone(kAlone, arguments);
-    const Outcome of_one = alone.wait(), of_four = four.wait();
-    expect_refusal_in_time(of_one, kAlone, arguments, exit_code, word, n_lines);
-    expect_refusal_in_time(of_four, 4, arguments, exit_code, word, n_lines);
-  }
-  EXPECT_EQ(files_under(sandbox.dir.str()), before);
-}
 
 class Refused : public testing::TestWithParam<Refusal> {};
 
@@ -175,83 +105,6 @@ TEST_P(WeightsCut, WhileTheyAreRead) {
 
 INSTANTIATE_TEST_SUITE_P(Ranks, WeightsCut, testing::Values(kAlone, 4));
 
-TEST(RunDirectoryRefused, AFile) {
-  Sandbox sandbox;
-  sandbox.set("run.dir", sandbox.quoted("tokens.h5"));
-  expect_refused(sandbox, 2, "run.dir is a file");
-}
-
-TEST(RunDirectoryRefused, UnderAFile) {
-  Sandbox sandbox;
-  sandbox.set("run.dir", sandbox.quoted("tokens.h5/runs/1"));
-  sandbox.flags = {"--check"};
-  expect_refused(sandbox, 2, "which is a file");
-}
-
-TEST(RunDirectoryRefused, ANameTooLong) {
-  Sandbox sandbox;
-  sandbox.set("run.dir", sandbox.quoted(std::string(300, 'x')));
-  expect_refused(sandbox, 2, "name another run.dir");
-}
-
-// What lies under a name of ours is found with everything else of the input, before the start table.
-TEST(RunDirectoryRefused, ThingsOfAnotherKind) {
-  struct Fault {
-    const char* name;
-    std::string words;
-    std::function<void(const std::string& path)> make;
-  };
-  const auto link = [](const std::string& path) { fs::create_symlink("nowhere", path); };
-  const auto directory = [](const std::string& path) { fs::create_directory(path); };
-  const auto file = [](const std::string& path) { write_bytes(path, ""); };
-  const std::vector<Fault> faults = {
-      {"run", "run is a link to nowhere, which does not exist; make ", link},
-      {"run/.lock", "run/.lock: is not a regular file", directory},
-      {"run/checkpoints", "run/checkpoints: is not a directory", file},
-      {"run/checkpoints", "run/checkpoints: is a link to what does not exist", link},
-  };
-  for (const Fault& fault : faults) {
-    for (const bool checks : {false, true}) {
-      SCOPED_TRACE(fmt::format("{} {}", fault.words, checks));
-      Sandbox sandbox;
-      if (fault.name != std::string("run")) fs::create_directory(sandbox.dir / "run");
-      fault.make(sandbox.dir / fault.name);
-      if (checks) sandbox.flags = {"--check"};
-      expect_refused(sandbox, 2, fault.words);
-    }
-  }
-}
-
-// A link in the middle of the path, to what is still to be made.
-TEST(RunDirectoryRefused, UnderALinkThatLeadsNowhere) {
-  Sandbox sandbox;
-  fs::create_symlink("nowhere", sandbox.dir / "runs");
-  sandbox.set("run.dir", sandbox.quoted("runs/1"));
-  expect_refused(sandbox, 2, "runs is a link to nowhere");
-}
-
-TEST(RunDirectoryRefused, WhereTheSystemLetsNobodyMakeIt) {
-  Sandbox sandbox;
-  sandbox.set("run.dir", "\"/proc/utrain/run\"");
-  expect_refused(sandbox, 74, "/proc/utrain/run");
-}
-
-TEST(RunDirectoryRefused, AFinishedRun) {
-  Sandbox sandbox;
-  fs::create_directory(sandbox.dir / "run");
-  write_bytes(sandbox.dir / "run/summary.json", "{\"exit_code\": 0}");
-  expect_refused(sandbox, 2, "run.overwrite");
-}
-
-TEST(RunDirectoryRefused, InUse) {
-  Sandbox sandbox;
-  fs::create_directory(sandbox.dir / "run");
-  const int lock = ::open((sandbox.dir / "run/.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-  ASSERT_EQ(::flock(lock, LOCK_EX), 0);
-  expect_refused(sandbox, 2, "in use");
-  ::close(lock);
-}
-
 TEST(MemoryRefused, AModelOfTheLargestSizes) {
   Sandbox sandbox;
   sandbox.set("model.init", "\"random\"");
@@ -285,16 +138,14 @@ TEST(Refusal, WithNobodyToTell) {
   }
 }
 
-TEST(DumpRefused, IntoAMissingDirectory) {
-  Sandbox sandbox;
-  sandbox.flags = {"--dump", sandbox.dir / "none/out.safetensors"};
-  expect_refused(sandbox, 2, "none/out.safetensors");
-}
-
-TEST(DumpRefused, InThePlaceOfADirectory) {
-  Sandbox sandbox;
-  sandbox.flags = {"--dump", sandbox.dir / "model"};
-  expect_refused(sandbox, 74, "not a regular file");
+// Of a file whose name would be two lines and a colour.
+TEST(Refusal, InOneLineForATerminal) {
+  const Outcome outcome = Launch(kAlone, {"no\n\x1b[31mwhere.toml"}).wait();
+  EXPECT_EQ(outcome.exit_code, 2);
+  ASSERT_EQ(outcome.error_lines().size(), 1u) << outcome.text();
+  EXPECT_NE(outcome.error_lines()[0].find("no\\x0a\\x1b[31mwhere.toml: does not exist"),
+            std::string::npos)
+      << outcome.text();
 }
 
 // A limit on the size of files stands for a full disk: MPI's own files stay below it.

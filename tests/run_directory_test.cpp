@@ -225,6 +225,11 @@ TEST_F(RunDirectoryTest, PrintedConfigIsAnInput) {
       launch(kAlone, {run_dir_ + "/input.resolved.toml", "--run.dir=" + (dir_ / "second")});
   EXPECT_EQ(from_run.exit_code, 0) << from_run.text();
   EXPECT_EQ(curve(read_metrics(dir_ / "second/metrics.jsonl"), "loss"), curve(metrics(), "loss"));
+  const Outcome in_place =
+      launch(kAlone, {run_dir_ + "/input.resolved.toml", "--run.overwrite=true"});
+  EXPECT_EQ(in_place.exit_code, 0) << in_place.text();
+  EXPECT_NE(read_bytes(run_dir_ + "/input.resolved.toml").find("overwrite = true"),
+            std::string::npos);
 }
 
 TEST_F(RunDirectoryTest, Evaluation) {
@@ -334,6 +339,17 @@ TEST_F(RunDirectoryTest, ALostOutputIsInTheSummaryToo) {
     EXPECT_EQ(summary().find("exit_code")->as_int64(), 74);
     EXPECT_EQ(summary().find("steps")->as_int64(), 10);
     EXPECT_TRUE(std::filesystem::exists(run_dir_ + "/adapter/adapter_config.json"));
+    std::filesystem::remove_all(run_dir_);
+  }
+}
+
+// What the program opens itself must not take the place of a descriptor that the parent closed.
+TEST_F(RunDirectoryTest, AClosedOutputIsALostOne) {
+  for (const char* closed : {">&-", ">&- <&-", "2>&- >&- <&-"}) {
+    SCOPED_TRACE(closed);
+    const std::string command = fmt::format("exec '{}' '{}' {}", binary(), input_, closed);
+    EXPECT_EQ(Launch(kAlone, {"-c", command}, "/bin/bash").wait().exit_code, 74);
+    EXPECT_EQ(summary().find("exit_code")->as_int64(), 74);
     std::filesystem::remove_all(run_dir_);
   }
 }

@@ -79,7 +79,8 @@ ExitCode run_command(const CommandLine& command_line, const World& world) {
     const std::string ranks =
         n == world.size() ? "" : fmt::format(" for {} rank{}", n, n == 1 ? "" : "s");
     if (world.rank() == 0)
-      fmt::print("{}: everything checked{}, nothing found wrong\n", command_line.input, ranks);
+      fmt::print("{}: everything checked{}, nothing found wrong\n", one_line(command_line.input),
+                 ranks);
   } else if (!command_line.dump.empty()) {
     Prepared p = prepare(command_line, world);
     world.watchdog().enter(RunPhase::load);

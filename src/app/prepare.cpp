@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "app/input_places.h"
 #include "app/peak_flops.h"
 #include "app/progress.h"
 #include "app/run_directory.h"
@@ -22,12 +23,13 @@ namespace utrain {
 
 namespace {
 
-void check_dump_path(const std::string& path) {
+void check_dump_path(const std::string& path, const std::vector<InputPlace>& inputs) {
   const std::filesystem::path folder = std::filesystem::path(path).parent_path();
   if (!folder.empty() && !std::filesystem::is_directory(folder)) {
     fail(ExitCode::usage, "--dump " + path, fmt::format("no directory {}", folder.string()),
          "make it first, or name another file");
   }
+  check_dump_spares(inputs, path);
   AtomicFile probe(path);
 }
 
@@ -135,7 +137,10 @@ void make_trainer(Prepared& p, const World& world) {
 
 Config read_shared_config(const CommandLine& command_line, const World& world) {
   std::string text;
-  world.first_rank([&] { text = read_input_file(command_line.input); });
+  world.first_rank([&] {
+    const auto sign = [&] { world.watchdog().progress(); };
+    text = read_input_file(command_line.input, kInputPatience, sign);
+  });
   text = world.broadcast(text);
   Config config;
   // What it names must be there on every node.
@@ -153,11 +158,16 @@ Prepared prepare(const CommandLine& command_line, const World& world) {
   world.watchdog().set_timeout(config.run.hang_timeout);
   world.together([&] {
     p.job = std::make_unique<Job>(read_job(config, ranks));
-    if (command_line.dump.empty())
-      check_run_directory(config.run.dir, config.run.overwrite, command_line.dry_run > 0);
+    if (!command_line.dump.empty()) return;
+    const bool dry_run = command_line.dry_run > 0;
+    check_run_spares(input_places(config, command_line.input), config.run.dir, dry_run);
+    check_run_directory(config.run.dir, config.run.overwrite, dry_run);
   });
   // The work before the first byte may be long: whether the file can be made shows now.
-  if (!command_line.dump.empty()) world.first_rank([&] { check_dump_path(command_line.dump); });
+  if (!command_line.dump.empty()) {
+    world.first_rank(
+        [&] { check_dump_path(command_line.dump, input_places(config, command_line.input)); });
+  }
   world.agree("config.json of model.path and the adapter of lora.init_from",
               fmt::format("{:016x}", p.job->model_hash));
   world.agree("the contents of data.train and data.eval",

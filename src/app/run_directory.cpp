@@ -59,18 +59,28 @@ void check_can_be_made(const std::string& dir) {
   }
 }
 
-// What has a name of ours must be what we make of it.
-void check_kinds(const std::string& dir) {
+[[noreturn]] void refuse_name(const std::string& path, const std::string& what) {
+  fail(ExitCode::usage, path, what, "move it away, or name another run.dir");
+}
+
+// What has a name of ours must be what we make of it, or go.
+void check_kinds(const std::string& dir, bool dry_run) {
   std::error_code ignored;
-  const std::string lock = dir + "/.lock", checkpoints = checkpoints_folder(dir);
-  const auto refuse = [](const std::string& path, const char* what) {
-    fail(ExitCode::usage, path, what, "move it away, or name another run.dir");
-  };
-  if (fs::exists(lock, ignored) && !fs::is_regular_file(lock, ignored))
-    refuse(lock, "is not a regular file, as a run makes it");
-  if (leads_nowhere(checkpoints)) refuse(checkpoints, "is a link to what does not exist");
+  const std::string checkpoints = checkpoints_folder(dir), latest = checkpoints + "/LATEST";
+  for (const std::string& path : {dir + "/.lock", dir + "/metrics.jsonl", checkpoints})
+    if (leads_nowhere(path)) refuse_name(path, "is a link to what does not exist");
+  for (const std::string& path : {dir + "/.lock", dir + "/metrics.jsonl", latest})
+    if (fs::exists(path, ignored) && !fs::is_regular_file(path, ignored))
+      refuse_name(path, "is not a regular file, as a run makes it");
   if (fs::exists(checkpoints, ignored) && !fs::is_directory(checkpoints, ignored))
-    refuse(checkpoints, "is not a directory, as a run makes it");
+    refuse_name(checkpoints, "is not a directory, as a run makes it");
+  for (const std::string& name : names_cleared(dry_run)) {
+    const std::string path = dir + "/" + name;
+    if (path != checkpoints && fs::is_symlink(path, ignored)) continue;  // the link alone goes
+    if (!fs::is_directory(path, ignored) || fs::is_empty(path, ignored)) continue;
+    if (::access(path.c_str(), R_OK | W_OK | X_OK) != 0)
+      refuse_name(path, fmt::format("cannot be cleared: {}", std::strerror(errno)));
+  }
 }
 
 bool is_locked(const std::string& dir) {
@@ -136,6 +146,14 @@ std::string set_aside(const std::string& checkpoint, const FileSign& sign) {
 
 }  // namespace
 
+std::vector<std::string> names_cleared(bool dry_run) {
+  std::vector<std::string> names = {".lock", "STOP", "crash", "heartbeats", "metrics.jsonl"};
+  if (!dry_run)
+    names.insert(names.end(),
+                 {"checkpoints", "summary.json", "input.resolved.toml", "adapter", "model"});
+  return names;
+}
+
 bool holds_finished_run(const std::string& dir) {
   const std::string path = dir + "/summary.json";
   std::error_code error;
@@ -152,7 +170,7 @@ bool holds_finished_run(const std::string& dir) {
 
 void check_run_directory(const std::string& dir, bool overwrite, bool dry_run) {
   check_can_be_made(dir);
-  check_kinds(dir);
+  check_kinds(dir, dry_run);
   if (is_locked(dir)) fail_locked(dir);
   check_not_finished(dir, overwrite);
   if (dry_run && !list_checkpoints(checkpoints_folder(dir)).empty()) {

@@ -17,9 +17,12 @@ namespace utrain {
 // A summary.json that tells of exit code 0.
 bool holds_finished_run(const std::string& dir);
 
+// What a run removes or replaces in its directory.
+std::vector<std::string> names_cleared(bool dry_run);
+
 // Fails where dir holds a finished run and overwrite is off, is in use, cannot be a directory, holds
-// something else under a name of ours, or checkpoints while a dry run would replace the metrics that
-// belong to them (usage), or cannot be written (io). Reads only.
+// under a name of ours something else, or what cannot be cleared, or checkpoints while a dry run
+// would replace the metrics that belong to them (usage), or cannot be written (io). Reads only.
 void check_run_directory(const std::string& dir, bool overwrite, bool dry_run);
 
 // How a run takes its directory.

@@ -56,7 +56,9 @@ std::string unknown_flag(const po::options_description& flags, const std::string
   const std::string key = dot == name.npos ? nearest_key("", name)
                                            : nearest_key(name.substr(0, dot), name.substr(dot + 1));
   std::string remedy = "see utrain --help";
-  if (!flag.empty())
+  if (token == "--" + flag)
+    remedy = "after -- only the input file may stand";
+  else if (!flag.empty())
     remedy = fmt::format("did you mean --{}? (utrain --help)", flag);
   else if (!key.empty())
     remedy = fmt::format("did you mean --{}=...? (utrain --help-config)", key);

@@ -60,7 +60,8 @@ class Problems {
   };
 
   void add(const Place& place, const std::string& what) {
-    lines_.push_back({std::tuple(place.part, place.line, place.column), place.text + ": " + what});
+    lines_.push_back(
+        {std::tuple(place.part, place.line, place.column), one_line(place.text + ": " + what)});
   }
   void throw_if_any() {
     if (lines_.empty()) return;

@@ -34,14 +34,28 @@ class Error : public std::runtime_error {
   ExitCode code_;
 };
 
+// With control characters escaped: a terminal would obey them, and a newline in the name of a file
+// would make two messages of one.
+inline std::string one_line(std::string_view text) {
+  std::string line;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f)
+      line += fmt::format("\\x{:02x}", byte);
+    else
+      line += c;
+  }
+  return line;
+}
+
 [[noreturn]] inline void fail(ExitCode code, std::string_view where, std::string_view what,
                               std::string_view remedy) {
-  throw Error(code, fmt::format("{}: {}; {}", where, what, remedy));
+  throw Error(code, one_line(fmt::format("{}: {}; {}", where, what, remedy)));
 }
 
 // A line on stderr, from one rank. Where it reaches nobody the run goes on.
 inline void warn(std::string_view text) {
-  const std::string line = fmt::format("utrain: warning: {}\n", text);
+  const std::string line = fmt::format("utrain: warning: {}\n", one_line(text));
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 
