@@ -3,7 +3,9 @@
 // head) are one unit of nearly all that is trained.
 #include <thread>
 
+#include "app/progress.h"
 #include "checkpoint/read.h"
+#include "core/arena.h"
 #include "io/safetensors.h"
 #include "launch.h"
 #include "model/full.h"
@@ -94,6 +96,15 @@ TEST_F(PlannedMemory, HoldsTheCopyOfAStop) {
   const int64_t copy = host_bytes("run");
   EXPECT_GT(copy, 3 * kUnitBytes);
   EXPECT_LT(outcome.peak_bytes, steps.peak_bytes + copy + kPieces);
+  int64_t sum = 0;
+  const Json summary = read_json(dir_ / "run/summary.json");
+  for (const MemoryClass m : kMemoryClasses)
+    sum += summary.find("peak_memory_bytes")->find(name_of(m))->as_int64();
+  EXPECT_NE(outcome.out.find(fmt::format("  memory     {} a rank: ", text_of_bytes(sum))),
+            std::string::npos)
+      << outcome.text();
+  EXPECT_NE(outcome.out.find(text_of_bytes(sum) + " planned a rank"), std::string::npos)
+      << outcome.text();
   // Nor does going on take more, which copies nothing.
   const double last = curve(read_metrics(metrics), "step").back();
   std::vector<std::string> more = words("run", fmt::format("--train.max_steps={}", last + 1));

@@ -9,6 +9,7 @@
 #include "app/progress.h"
 #include "app/version.h"
 #include "config/print.h"
+#include "core/memory_budget.h"
 #include "io/json.h"
 
 namespace utrain {
@@ -87,6 +88,11 @@ double percent_of_steps(double seconds, const RunTotals& totals) {
   return totals.own_step_seconds > 0.0 ? 100.0 * seconds / totals.own_step_seconds : 0.0;
 }
 
+// On the CPU host memory is of the same.
+int64_t planned_bytes(const Arena& arena, const RunFacts& facts) {
+  return MemoryBudget{0, facts.gpus.empty()}.needed(arena);
+}
+
 }  // namespace
 
 std::string start_table(const Job& job, const RunFacts& facts, const Arena& arena,
@@ -147,7 +153,7 @@ std::string start_table(const Job& job, const RunFacts& facts, const Arena& aren
   if (facts.layers_held > kFewestLayersHeld)
     row("gathered",
         fmt::format("layers stay until {} newer ones have come", facts.layers_held - 1));
-  std::string memory = fmt::format("{} a rank:", text_of_bytes(arena.bytes()));
+  std::string memory = fmt::format("{} a rank:", text_of_bytes(planned_bytes(arena, facts)));
   for (const MemoryClass m : kMemoryClasses) {
     if (m != MemoryClass::host || arena.host_bytes() > 0)
       memory += fmt::format(" {} {}", name_of(m), text_of_bytes(arena.bytes(m)));
@@ -264,9 +270,9 @@ std::string end_summary(const Job& job, const RunFacts& facts, const Trainer& tr
                     percent_of_steps(totals.stall_seconds, totals), totals.restarts,
                     totals.restarts == 1 ? "" : "s"));
   }
-  row("memory",
-      fmt::format("{} planned a rank, {} at most in use by a rank's process",
-                  text_of_bytes(trainer.arena().bytes()), text_of_bytes(totals.peak_memory)));
+  row("memory", fmt::format("{} planned a rank, {} at most in use by a rank's process",
+                            text_of_bytes(planned_bytes(trainer.arena(), facts)),
+                            text_of_bytes(totals.peak_memory)));
   if (!totals.output_path.empty() && job.is_full()) {
     row("output", fmt::format("{} ({} tensors)", totals.output_path, totals.output_tensors));
   } else if (!totals.output_path.empty()) {
