@@ -231,8 +231,9 @@ void run(const CommandLine& command_line, const World& world) {
   Machine machine = open_machine(config, world);
   Backend& backend = *machine.backend;
   Ceilings ceilings(job, backend, machine.memory_budget);
-  const std::vector<Recompute> policy = choose_recompute(job, backend, *machine.collectives,
-                                                         machine.memory_budget - ceilings.bytes());
+  const std::vector<Recompute> policy =
+      choose_recompute(job, backend, *machine.collectives,
+                       {machine.memory_budget - ceilings.bytes(), machine.gpus.empty()});
 
   RecordingBackend recorder(backend);
   Trainer trainer(job, recorder, *machine.collectives, policy);
