@@ -18,7 +18,6 @@
 namespace utrain {
 
 inline constexpr const char* kFault = "UTRAIN_FAILING_RANKS_TEST_FAULT";
-inline constexpr const char* kRanksPerNode = "UTRAIN_FAILING_RANKS_TEST_RANKS_PER_NODE";
 
 struct FailingLinks {
   bool on = false;

@@ -15,7 +15,6 @@ namespace utrain {
 
 namespace {
 
-constexpr const char* kRanksPerNode = "UTRAIN_HOST_MEMORY_TEST_RANKS_PER_NODE";
 constexpr const char* kOfFirst = "UTRAIN_HOST_MEMORY_TEST_OF_FIRST_RANK";
 constexpr const char* kOfOthers = "UTRAIN_HOST_MEMORY_TEST_OF_OTHERS";
 
@@ -154,7 +153,5 @@ TEST_F(HostMemory, HoldsTheCopyForCheckpointsToo) {
 }  // namespace utrain
 
 int main(int argc, char** argv) {
-  const char* ranks_per_node = std::getenv(utrain::kRanksPerNode);
-  if (ranks_per_node == nullptr) return utrain::main_of_tests(argc, argv);
-  return utrain::in_place_of_utrain(argc, argv, std::atoi(ranks_per_node), utrain::run_utrain);
+  return utrain::main_of_tests_in_nodes(argc, argv);
 }

@@ -10,8 +10,6 @@
 namespace utrain {
 namespace {
 
-constexpr const char* kRanksPerNode = "UTRAIN_SHARD_GROUP_TEST_RANKS_PER_NODE";
-
 using Words = std::vector<std::string>;
 
 Outcome launch_in_nodes(int ranks, int ranks_per_node, const Words& arguments) {
@@ -175,7 +173,5 @@ TEST(Gathered, NoWeightComesFromAnotherNode) {
 }  // namespace utrain
 
 int main(int argc, char** argv) {
-  const char* ranks_per_node = std::getenv(utrain::kRanksPerNode);
-  if (ranks_per_node == nullptr) return utrain::main_of_tests(argc, argv);
-  return utrain::in_place_of_utrain(argc, argv, std::atoi(ranks_per_node), utrain::run_utrain);
+  return utrain::main_of_tests_in_nodes(argc, argv);
 }
